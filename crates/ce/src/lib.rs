@@ -1,0 +1,1 @@
+//! Dataverse: metadata, full and change-tracked reading, files.

@@ -1,0 +1,1 @@
+//! Configured credentials turned into bearer tokens for one audience.

@@ -1,0 +1,1 @@
+//! The words of the domain as types, and the ports between layers.

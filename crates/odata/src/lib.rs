@@ -1,0 +1,1 @@
+//! One polite HTTP client towards environments: paging, throttle governor, the only retry loop.

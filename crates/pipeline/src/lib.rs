@@ -1,0 +1,1 @@
+//! Backup data path: rows from a source into segments, with checkpoints and backpressure.

@@ -1,0 +1,1 @@
+//! The vault format: segments, content objects, manifests, snapshot reading, verify.
