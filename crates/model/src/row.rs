@@ -314,6 +314,33 @@ fn nested_end(bytes: &[u8], start: usize) -> Result<Option<usize>, Malformed> {
     }
 }
 
+/// Finds the items of a JSON array without white space: byte offsets into `array`, which [`scan`] has accepted.
+pub fn array_items(array: &[u8], items: &mut Vec<(u32, u32)>) -> Result<(), Malformed> {
+    items.clear();
+    if array.first() != Some(&b'[') || array.last() != Some(&b']') {
+        return Err(Malformed { at: 0, what: "an array was expected" });
+    }
+    if array.len() == 2 {
+        return Ok(());
+    }
+    let mut at = 1;
+    loop {
+        let end = match array.get(at) {
+            Some(b'"') => string_end(array, at + 1)?.map(|end| end + 1),
+            Some(b'{' | b'[') => nested_end(array, at)?,
+            Some(_) => scalar_end(array, at)?,
+            None => None,
+        }
+        .ok_or(Malformed { at, what: "an array ends early" })?;
+        items.push((at as u32, end as u32));
+        match array.get(end) {
+            Some(b',') => at = end + 1,
+            Some(b']') if end + 1 == array.len() => return Ok(()),
+            _ => return Err(Malformed { at: end, what: "a comma or the end of the array was expected" }),
+        }
+    }
+}
+
 /// Copies an object that [`scan`] found complete, without the white space between its tokens.
 pub fn minify(object: &[u8], compact: &mut Vec<u8>) {
     compact.clear();
