@@ -1,1 +1,35 @@
 //! The use cases, and the one place where configuration becomes concrete parts.
+//!
+//! Everything a command or, later, a daemon does is a function here: back up, list, show, export, verify, rebuild. They
+//! take an [`Engine`], which holds the checked configuration and opens the catalog, the vault and the environments as they
+//! are needed, and they end in a value or in a [`Failure`], which knows the exit code and what the operator can do.
+
+mod assemble;
+mod backup;
+mod clock;
+mod config;
+mod export;
+mod failure;
+mod inspect;
+mod memory;
+mod rebuild;
+mod verify;
+
+pub use assemble::Engine;
+pub use backup::{Backup, BackupEnd, BackupRequest};
+pub use clock::SystemClock;
+pub use config::{
+    Config, ConfigError, EnvironmentConfig, EnvironmentKind, JobConfig, Loaded, EXAMPLE, Text, candidates,
+};
+pub use dynavault_catalog::{RunFilter, RunSummary};
+pub use dynavault_pipeline::TablePlan;
+pub use dynavault_vault::{ContentReference, Damage, Manifest, VerifyOptions, VerifyReport, generate_key, sha256_hex};
+pub use export::{ExportFormat, ExportRequest, ExportStats};
+pub use failure::Failure;
+pub use inspect::{SnapshotLine, SnapshotWanted};
+pub use memory::peak_memory_bytes;
+pub use rebuild::RebuildStats;
+pub use secrecy::ExposeSecret;
+
+/// Program and version, as manifests name it.
+pub const TOOL: &str = concat!("dynavault ", env!("CARGO_PKG_VERSION"));

@@ -145,7 +145,7 @@ pub struct TransportOptions {
     pub reply_bytes_max: u64,
     /// Whether the proxy settings of the environment apply. Never for loopback hosts and the metadata service.
     pub proxy: bool,
-    /// Requests go to scheme, host and port of this loopback URL, whatever they name.
+    /// Requests go to scheme, host and port of this loopback URL, whatever they name, and below its path.
     pub redirect_to_loopback: Option<Url>,
 }
 
@@ -182,6 +182,12 @@ impl HttpTransport {
             let _has_host = target.set_scheme(loopback.scheme());
             let _has_host = target.set_host(loopback.host_str());
             let _has_host = target.set_port(loopback.port());
+            // The SDK takes the host of an authority and forgets its path; a test server may live below one.
+            let below = loopback.path().trim_end_matches('/');
+            if !below.is_empty() && !target.path().starts_with(&format!("{below}/")) {
+                let path = format!("{below}{}", target.path());
+                target.set_path(&path);
+            }
         }
         target
     }

@@ -174,7 +174,10 @@ const NO_TIME: i64 = i64::MIN;
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("base", &self.base.as_str()).field("users", &self.users.len()).finish_non_exhaustive()
+        f.debug_struct("Client")
+            .field("base", &self.base.as_str())
+            .field("users", &self.users.len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -63,7 +63,13 @@ pub(crate) struct Head {
 enum Tried<T> {
     Done(Head, T),
     /// The service said no, with a status or inside a body.
-    Refused { status: u16, verdict: Verdict, body: ErrorBody, request_id: Option<String>, after: Option<Duration> },
+    Refused {
+        status: u16,
+        verdict: Verdict,
+        body: ErrorBody,
+        request_id: Option<String>,
+        after: Option<Duration>,
+    },
     /// No usable answer.
     Failed(Failure, String),
     Fatal(RequestError),

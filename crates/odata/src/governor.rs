@@ -152,3 +152,86 @@ impl Drop for Permit {
         self.governor.changed.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use async_trait::async_trait;
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    /// A clock whose sleeps pass at once.
+    #[derive(Default)]
+    struct FastClock(AtomicU64);
+
+    #[async_trait]
+    impl Clock for FastClock {
+        fn now(&self) -> jiff::Timestamp {
+            jiff::Timestamp::UNIX_EPOCH
+        }
+
+        fn elapsed(&self) -> Duration {
+            Duration::from_nanos(self.0.load(Ordering::SeqCst))
+        }
+
+        async fn sleep(&self, duration: Duration) {
+            self.0.fetch_add(duration.as_nanos() as u64, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn governor(in_flight_max: u32) -> (Arc<Governor>, Arc<FastClock>) {
+        let clock = Arc::new(FastClock::default());
+        (Governor::new(in_flight_max, Arc::clone(&clock) as Arc<dyn Clock>, Chance::new(1)), clock)
+    }
+
+    #[tokio::test]
+    async fn waiters_are_served_in_order_as_places_become_free() {
+        let (governor, _) = governor(1);
+        let first = governor.acquire(RequestKind::Page).await;
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let mut waiters = JoinSet::new();
+        for number in 0..5 {
+            let (governor, order) = (Arc::clone(&governor), Arc::clone(&order));
+            waiters.spawn(async move {
+                let permit = governor.acquire(RequestKind::Page).await;
+                order.lock().unwrap().push(number);
+                permit.answered(Outcome::Answered, &Signals::default());
+            });
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(governor.load(), 6);
+        drop(first);
+        while waiters.join_next().await.is_some() {}
+        assert_eq!(*order.lock().unwrap(), [0, 1, 2, 3, 4]);
+        assert_eq!(governor.load(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_pause_holds_every_waiter_back_until_it_is_over() {
+        let (governor, clock) = governor(8);
+        let permit = governor.acquire(RequestKind::Page).await;
+        let signals = Signals { retry_after: Some(Duration::from_secs(17)), ..Signals::default() };
+        permit.answered(Outcome::Throttled(Throttle::default()), &signals);
+        drop(permit);
+        assert_eq!(governor.pause(), Duration::from_secs(17));
+        let _next = governor.acquire(RequestKind::Small).await;
+        assert!(clock.elapsed() >= Duration::from_secs(17));
+    }
+
+    #[tokio::test]
+    async fn a_waiter_that_gives_up_does_not_block_the_next() {
+        let (governor, _) = governor(1);
+        let first = governor.acquire(RequestKind::Page).await;
+        {
+            let waiting = governor.acquire(RequestKind::Page);
+            tokio::pin!(waiting);
+            assert!(futures::poll!(&mut waiting).is_pending());
+        }
+        drop(first);
+        let _second = governor.acquire(RequestKind::Page).await;
+        assert_eq!(governor.load(), 1);
+    }
+}

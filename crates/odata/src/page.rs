@@ -17,7 +17,9 @@ mod boundary;
 #[cfg(test)]
 mod tests;
 
-use dynavault_model::{Deletion, Diagnose, Malformed, Member, PageEnd, Retry, Row, RowSink, Scan, Stopped, minify, scan};
+use dynavault_model::{
+    Deletion, Diagnose, Malformed, Member, PageEnd, Retry, Row, RowSink, Scan, Stopped, minify, scan,
+};
 
 use crate::fault::ErrorBody;
 use boundary::Boundary;
@@ -272,13 +274,7 @@ impl PageSplitter {
         self.pass_over(bytes + passing as u64, end.is_some(), at + passing, sink)
     }
 
-    fn pass_over(
-        &mut self,
-        bytes: u64,
-        ended: bool,
-        next: usize,
-        sink: &mut dyn RowSink,
-    ) -> Result<usize, PageFault> {
+    fn pass_over(&mut self, bytes: u64, ended: bool, next: usize, sink: &mut dyn RowSink) -> Result<usize, PageFault> {
         if ended {
             sink.oversized(&self.held, bytes)?;
             self.state = State::AfterRow;

@@ -56,6 +56,16 @@ impl Vault {
         }
     }
 
+    /// A vault that may not exist, for looking: without one, everything is empty.
+    pub fn look(
+        store: Arc<dyn BlobStore>,
+        recipients: Recipients,
+        identities: Identities,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { store, recipients, identities, clock }
+    }
+
     /// Opens a vault for writing, and makes it if it is not there. Works without the right to read.
     pub async fn open_or_create(
         store: Arc<dyn BlobStore>,
@@ -95,10 +105,6 @@ impl Vault {
             Err(StoreError::NotFound { .. }) => return Ok(None),
             Err(error) => return Err(VaultError::store("read dynavault.json")(error)),
         };
-        #[derive(serde::Deserialize)]
-        struct Version {
-            format: u32,
-        }
         let damaged = |error: serde_json::Error| VaultError::damaged(&name, error);
         let Version { format } = serde_json::from_slice(&bytes).map_err(damaged)?;
         if format != FORMAT {
@@ -261,6 +267,12 @@ impl Vault {
         }
         Ok(bytes)
     }
+}
+
+/// What every version of `dynavault.json` has.
+#[derive(serde::Deserialize)]
+struct Version {
+    format: u32,
 }
 
 /// Pretty JSON: manifests are read by people too, and compress well where it matters.

@@ -147,6 +147,11 @@ impl Limit {
         self.samples.iter().map(low).fold(f64::INFINITY, f64::min)
     }
 
+    /// Whether `value` is so far below the known limit that somebody else must be spending from it.
+    pub(super) fn is_shared(&self, value: f64) -> bool {
+        self.has_headers() && self.stated.or(self.told).is_some_and(|known| value < 0.98 * known - 2.0)
+    }
+
     /// What is kept unused of `limit`.
     pub(super) fn reserve(&self, limit: f64) -> f64 {
         (limit * self.reserve).max(self.reserve_floor)

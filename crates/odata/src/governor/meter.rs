@@ -94,6 +94,12 @@ impl Meter {
         Some((self.entries.front()?.opened, self.entries.back()?.latest))
     }
 
+    /// The same history with every amount multiplied.
+    pub(crate) fn scaled(&self, factor: f64) -> Self {
+        let entries = self.entries.iter().map(|entry| Entry { total: entry.total * factor, ..*entry }).collect();
+        Self { entries, total: self.total * factor, forgotten: self.forgotten * factor, grain: self.grain }
+    }
+
     /// Drops what was spent before `time`.
     pub(crate) fn forget_before(&mut self, time: Duration) {
         while let Some(first) = self.entries.front()

@@ -94,9 +94,9 @@ impl Throttle {
         };
         let text = body.message.to_ascii_lowercase();
         let limit = number_after(&text, "limit of");
-        let allowed = limit.filter(|(limit, _)| *limit > 0.0).map(|(limit, unit)| {
-            if kind == LimitKind::Execution { seconds(limit, unit, 0.001) } else { limit }
-        });
+        let allowed = limit
+            .filter(|(limit, _)| *limit > 0.0)
+            .map(|(limit, unit)| if kind == LimitKind::Execution { seconds(limit, unit, 0.001) } else { limit });
         let window = number_after(&text, "window of")
             .map(|(length, unit)| seconds(length, unit, 1.0))
             .filter(|seconds| (0.1..=WINDOW_SECONDS_MAX).contains(seconds))

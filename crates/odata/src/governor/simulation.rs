@@ -26,6 +26,13 @@ struct Case {
     execution: f64,
     network: f64,
     workers: usize,
+    /// Execution time charged, in multiples of the time a request takes.
+    charge: f64,
+    /// The figures in the headers are those of the arrival of a request, not of its end.
+    early_headers: bool,
+    /// Share of the limit on requests that is used up when we begin, and that another client keeps using.
+    used_before: f64,
+    others: f64,
     /// Length of the trial in windows.
     windows: f64,
     /// Least share of what is permitted, most share of requests answered with 429.
@@ -45,12 +52,23 @@ const PRODUCTION: Case = Case {
     execution: 0.1,
     network: 0.02,
     workers: 8,
+    charge: 1.0,
+    early_headers: false,
+    used_before: 0.0,
+    others: 0.0,
     windows: 8.0,
     share_min: 0.95,
     throttled_max: 0.000_1,
 };
-const SCALED_30: Case =
-    Case { name: "600 per 30 s, headers", requests: 600, seconds: 120.0, window: 30.0, execution: 0.05, ..PRODUCTION };
+const SCALED_30: Case = Case {
+    name: "600 per 30 s, headers",
+    requests: 600,
+    seconds: 120.0,
+    window: 30.0,
+    execution: 0.05,
+    throttled_max: 0.001,
+    ..PRODUCTION
+};
 const SCALED_3: Case = Case {
     name: "60 per 3 s, headers",
     requests: 60,
@@ -75,28 +93,150 @@ const CASES: &[Case] = &[
     Case { name: "documented limits, many fast workers", workers: 16, execution: 0.02, ..PRODUCTION },
     Case { name: "documented limits, execution binds", execution: 0.5, workers: 16, ..PRODUCTION },
     Case { name: "documented limits, execution binds, slow", execution: 1.0, workers: 16, ..PRODUCTION },
-    Case { name: "documented limits, execution binds, no headers", execution: 0.5, workers: 16, headers: false, ..PRODUCTION },
+    Case {
+        name: "documented limits, execution binds, no headers",
+        execution: 0.5,
+        workers: 16,
+        headers: false,
+        share_min: 0.945,
+        ..PRODUCTION
+    },
     Case { name: "documented limits, far away", execution: 0.1, network: 0.15, workers: 16, ..PRODUCTION },
     SCALED_30,
     Case { name: "600 per 30 s, no headers", headers: false, throttled_max: BLIND, ..SCALED_30 },
     Case { name: "600 per 30 s, one worker", workers: 1, execution: 0.02, network: 0.005, ..SCALED_30 },
     Case { name: "600 per 30 s, 16 workers", workers: 16, execution: 0.02, ..SCALED_30 },
-    Case { name: "600 per 30 s, 16 workers, no headers", workers: 16, execution: 0.02, headers: false, throttled_max: BLIND, ..SCALED_30 },
+    Case {
+        name: "600 per 30 s, 16 workers, no headers",
+        workers: 16,
+        execution: 0.02,
+        headers: false,
+        throttled_max: BLIND,
+        ..SCALED_30
+    },
     Case { name: "120 s per 30 s bind", execution: 0.5, workers: 16, throttled_max: 0.002, ..SCALED_30 },
-    Case { name: "120 s per 30 s bind, no headers", execution: 0.5, workers: 16, headers: false, windows: 40.0, throttled_max: BLIND, ..SCALED_30 },
-    Case { name: "120 s per 30 s bind, slow", execution: 1.0, workers: 16, windows: 20.0, throttled_max: 0.005, ..SCALED_30 },
+    Case {
+        name: "120 s per 30 s bind, no headers",
+        execution: 0.5,
+        workers: 16,
+        headers: false,
+        windows: 40.0,
+        throttled_max: BLIND,
+        ..SCALED_30
+    },
+    Case {
+        name: "120 s per 30 s bind, slow",
+        execution: 1.0,
+        workers: 16,
+        windows: 20.0,
+        throttled_max: 0.005,
+        ..SCALED_30
+    },
     SCALED_3,
     Case { name: "60 per 3 s, no headers", headers: false, throttled_max: BLIND, ..SCALED_3 },
     Case { name: "60 per 3 s, one worker", workers: 1, execution: 0.02, ..SCALED_3 },
     Case { name: "60 per 3 s, 16 workers", workers: 16, execution: 0.1, ..SCALED_3 },
-    Case { name: "60 per 3 s, 16 workers, no headers", workers: 16, execution: 0.02, headers: false, throttled_max: BLIND, ..SCALED_3 },
-    Case { name: "12 s per 3 s bind", execution: 0.3, workers: 16, share_min: 0.94, throttled_max: 0.005, ..SCALED_3 },
-    Case { name: "four at once", at_once: 4, workers: 16, execution: 0.1, requests: 6000, seconds: 1e6, throttled_max: 0.005, ..SCALED_30 },
-    Case { name: "twelve at once", at_once: 12, workers: 40, execution: 0.2, requests: 60_000, seconds: 1e6, throttled_max: 0.005, ..SCALED_30 },
+    Case {
+        name: "60 per 3 s, 16 workers, no headers",
+        workers: 16,
+        execution: 0.02,
+        headers: false,
+        throttled_max: BLIND,
+        ..SCALED_3
+    },
+    Case { name: "12 s per 3 s bind", execution: 0.3, workers: 16, share_min: 0.92, throttled_max: 0.005, ..SCALED_3 },
+    Case {
+        name: "four at once",
+        at_once: 4,
+        workers: 16,
+        execution: 0.1,
+        requests: 6000,
+        seconds: 1e6,
+        throttled_max: 0.005,
+        ..SCALED_30
+    },
+    Case {
+        name: "twelve at once",
+        at_once: 12,
+        workers: 40,
+        execution: 0.2,
+        requests: 60_000,
+        seconds: 1e6,
+        throttled_max: 0.005,
+        ..SCALED_30
+    },
     Case { name: "no limit in reach", requests: 100_000, seconds: 1e6, workers: 16, ..SCALED_30 },
-    Case { name: "three servers, headers", servers: 3, workers: 16, execution: 0.05, requests: 300, share_min: 0.85, throttled_max: BLIND, ..SCALED_30 },
-    Case { name: "three servers, documented limits", servers: 3, workers: 16, execution: 0.05, share_min: 0.85, throttled_max: BLIND, ..PRODUCTION },
-    Case { name: "no headers, no numbers", headers: false, numbers: false, share_min: 0.80, throttled_max: 0.02, windows: 30.0, ..SCALED_30 },
+    Case {
+        name: "three servers, headers",
+        servers: 3,
+        workers: 16,
+        execution: 0.05,
+        requests: 300,
+        share_min: 0.85,
+        throttled_max: BLIND,
+        ..SCALED_30
+    },
+    Case {
+        name: "three servers, documented limits",
+        servers: 3,
+        workers: 16,
+        execution: 0.05,
+        share_min: 0.85,
+        throttled_max: BLIND,
+        ..PRODUCTION
+    },
+    Case { name: "much more is charged than seen", charge: 10.0, throttled_max: 0.005, share_min: 0.9, ..SCALED_30 },
+    Case { name: "much more is charged than seen, no headers", charge: 10.0, headers: false, windows: 20.0, throttled_max: BLIND, share_min: 0.9, ..SCALED_30 },
+    Case { name: "much more is charged than seen, 3 s", charge: 10.0, network: 0.0, execution: 0.03, throttled_max: BLIND, share_min: 0.85, ..SCALED_3 },
+    Case { name: "much more is charged than seen, documented limits", charge: 5.0, ..PRODUCTION },
+    Case { name: "figures of the arrival", early_headers: true, workers: 16, ..SCALED_30 },
+    Case {
+        name: "figures of the arrival, execution binds",
+        early_headers: true,
+        execution: 0.5,
+        workers: 16,
+        throttled_max: 0.005,
+        ..SCALED_30
+    },
+    Case {
+        name: "a full window was used before",
+        used_before: 0.95,
+        share_min: 0.90,
+        throttled_max: 0.002,
+        ..SCALED_30
+    },
+    Case {
+        name: "documented limits, half a window used before",
+        used_before: 0.5,
+        share_min: 0.90,
+        throttled_max: 0.002,
+        ..PRODUCTION
+    },
+    Case {
+        name: "another client uses a third",
+        others: 0.33,
+        workers: 16,
+        share_min: 0.85,
+        throttled_max: BLIND,
+        ..SCALED_30
+    },
+    Case { name: "60 per 3 s, uneven network", network: 0.06, share_min: 0.93, throttled_max: 0.005, ..SCALED_3 },
+    Case {
+        name: "60 per 3 s, uneven network, no headers",
+        network: 0.06,
+        headers: false,
+        throttled_max: BLIND,
+        ..SCALED_3
+    },
+    Case {
+        name: "no headers, no numbers",
+        headers: false,
+        numbers: false,
+        share_min: 0.80,
+        throttled_max: 0.02,
+        windows: 30.0,
+        ..SCALED_30
+    },
 ];
 
 #[derive(Debug, Default)]
@@ -117,6 +257,17 @@ impl Server {
         {
             self.spent -= seconds;
             self.executions.pop_front();
+        }
+    }
+
+    fn signals(&self, case: &Case) -> Signals {
+        if !case.headers {
+            return Signals::default();
+        }
+        Signals {
+            remaining_requests: Some(f64::from(case.requests) - self.arrivals.len() as f64),
+            remaining_seconds: Some((case.seconds - self.spent).max(0.0)),
+            ..Signals::default()
         }
     }
 
@@ -141,9 +292,25 @@ impl Server {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Event {
     Wake,
-    Arrive { worker: usize, id: u64 },
-    End { worker: usize, id: u64, server: usize, execution: f64 },
-    Reply { worker: usize, id: u64, outcome: Outcome, signals: Signals },
+    /// A request of another client.
+    Other,
+    Arrive {
+        worker: usize,
+        id: u64,
+    },
+    End {
+        worker: usize,
+        id: u64,
+        server: usize,
+        execution: f64,
+        signals: Signals,
+    },
+    Reply {
+        worker: usize,
+        id: u64,
+        outcome: Outcome,
+        signals: Signals,
+    },
 }
 
 #[derive(Debug, Clone, Default)]
@@ -170,6 +337,15 @@ fn run(case: &Case, seed: u64) -> Score {
         payloads.push(event);
     };
     push(&mut events, &mut payloads, origin, Event::Wake);
+    for server in &mut servers {
+        let used = (case.used_before * f64::from(case.requests)) as u32;
+        server
+            .arrivals
+            .extend((0..used).map(|number| origin - case.window * (1.0 - f64::from(number) / f64::from(used))));
+    }
+    if case.others > 0.0 {
+        push(&mut events, &mut payloads, origin, Event::Other);
+    }
     let varied = |mean: f64| mean * (0.5 + chance.next());
     while let Some(Reverse((nanoseconds, index))) = events.pop() {
         let now = nanoseconds as f64 / 1e9;
@@ -179,6 +355,14 @@ fn run(case: &Case, seed: u64) -> Score {
         let clock = Duration::from_nanos(nanoseconds);
         match payloads[index as usize] {
             Event::Wake => {}
+            Event::Other => {
+                servers[0].prune(now, case.window);
+                if servers[0].refusal(case, now).is_none() {
+                    servers[0].arrivals.push_back(now);
+                }
+                let pause = case.window / (case.others * f64::from(case.requests));
+                push(&mut events, &mut payloads, now + pause, Event::Other);
+            }
             Event::Arrive { worker, id } => {
                 let number = (chance.next() * servers.len() as f64) as usize;
                 let server = &mut servers[number];
@@ -202,21 +386,18 @@ fn run(case: &Case, seed: u64) -> Score {
                     server.arrivals.push_back(now);
                     server.running += 1;
                     let execution = varied(case.execution);
-                    let ending = Event::End { worker, id, server: number, execution };
+                    let signals = server.signals(case);
+                    let ending = Event::End { worker, id, server: number, execution, signals };
                     push(&mut events, &mut payloads, now + execution, ending);
                 }
             }
-            Event::End { worker, id, server, execution } => {
+            Event::End { worker, id, server, execution, signals } => {
                 let server = &mut servers[server];
                 server.running -= 1;
-                server.executions.push_back((now, execution));
-                server.spent += execution;
+                server.executions.push_back((now, execution * case.charge));
+                server.spent += execution * case.charge;
                 server.prune(now, case.window);
-                let mut signals = Signals::default();
-                if case.headers {
-                    signals.remaining_requests = Some(f64::from(case.requests) - server.arrivals.len() as f64);
-                    signals.remaining_seconds = Some((case.seconds - server.spent).max(0.0));
-                }
+                let signals = if case.early_headers { signals } else { server.signals(case) };
                 let reply = Event::Reply { worker, id, outcome: Outcome::Answered, signals };
                 push(&mut events, &mut payloads, now + varied(case.network / 2.0), reply);
             }
@@ -259,8 +440,8 @@ fn run(case: &Case, seed: u64) -> Score {
 fn permitted(case: &Case) -> f64 {
     let servers = case.servers as f64;
     let rate = [
-        servers * f64::from(case.requests) / case.window,
-        servers * case.seconds / case.window / case.execution,
+        servers * f64::from(case.requests) * (1.0 - case.others) / case.window,
+        servers * case.seconds / case.window / (case.execution * case.charge),
         servers * case.at_once as f64 / (case.execution + case.network),
         case.workers.min(16) as f64 / (case.execution + case.network),
     ];

@@ -15,6 +15,9 @@
 //! While the length of the window is not known but answers tell what is left, single requests are sent after growing
 //! silences, out of a reserve kept for this. One of them sees the figure rise, and the length is known.
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use super::limit::{Limit, WINDOW_MAX, Window};
@@ -41,6 +44,11 @@ const STEADY_MAX: f64 = 1.5;
 const RISING_MIN: f64 = 2.5;
 /// Answers before latency is judged.
 const ANSWERS_TO_JUDGE: u32 = 20;
+
+/// Requests in the window before their cost is judged.
+const REQUESTS_TO_JUDGE: f64 = 10.0;
+/// How much more than we measured may be charged before we believe the charge.
+const CHARGE_TOLERANCE: f64 = 1.25;
 
 /// Safety margin on the window: clocks and networks differ a little.
 const WINDOW_MARGIN_SHARE: f64 = 1.003;
@@ -108,8 +116,6 @@ struct Flight {
     /// Our totals when it started, itself included.
     requests_before: f64,
     seconds_before: f64,
-    /// The level was what held others back when it started.
-    crowded: bool,
     answered: bool,
 }
 
@@ -155,10 +161,14 @@ pub(crate) struct Core {
     level: f64,
     /// Requests started before this time saw the level before its last cut.
     cut_at: Option<Duration>,
+    /// When all places were last taken.
+    full_at: Option<Duration>,
     paused_until: Duration,
     throttles_in_row: u32,
     calm_since: Duration,
     latency: [Latency; KINDS],
+    /// Seconds the service charges per request beyond what we measure; see [`Core::recharge`].
+    surcharge: f64,
 }
 
 impl Core {
@@ -175,10 +185,12 @@ impl Core {
             next_id: 0,
             level: LEVEL_START,
             cut_at: None,
+            full_at: None,
             paused_until: Duration::ZERO,
             throttles_in_row: 0,
             calm_since: Duration::ZERO,
             latency: [Latency::UNKNOWN; KINDS],
+            surcharge: 0.0,
         }
     }
 
@@ -210,33 +222,43 @@ impl Core {
             return Decision::AfterOne;
         }
         match self.ledger(now, kind, self.window.value()) {
-            Decision::At(wake) if self.requests.has_headers() && !self.window.is_stated() => {
-                self.probe(now, kind, wake)
-            }
+            Decision::At(wake) if self.requests.has_headers() => self.probe(now, kind, wake),
             decision => decision,
         }
     }
 
     /// What the ledgers say if the window has this length.
     fn ledger(&self, now: Duration, kind: RequestKind, window: Duration) -> Decision {
+        match self.requests_ledger(now, window) {
+            Decision::Start => self.seconds_ledger(now, kind, window),
+            blocked => blocked,
+        }
+    }
+
+    fn requests_ledger(&self, now: Duration, measured: Duration) -> Decision {
         let sure = self.window.is_known();
-        let limit = self.requests.value(&self.starts, window, sure);
+        let limit = self.requests.value(&self.starts, measured, sure);
         let mut reserve = self.requests.reserve(limit);
         if !sure && self.requests.has_headers() {
             reserve = reserve.max(PROBES.min(limit / 10.0));
         }
-        let measured = window;
-        let window = window.mul_f64(WINDOW_MARGIN_SHARE) + WINDOW_MARGIN;
         // A limit that leaves nothing over its reserve still lets one request through.
         let allowed = (limit - reserve).max(1.0);
+        let window = with_margin(measured);
         if self.starts.within(now, window) + 1.0 > allowed {
             return at(self.starts.free_at(window, allowed - 1.0), now);
         }
+        Decision::Start
+    }
 
-        let limit = self.seconds.value(&self.spent, measured, sure);
+    fn seconds_ledger(&self, now: Duration, kind: RequestKind, measured: Duration) -> Decision {
+        let limit = self.seconds.value(&self.spent, measured, self.window.is_known());
+        let window = with_margin(measured);
         let allowed = (limit - self.seconds.reserve(limit)).max(0.0);
-        if self.spent.within(now, window) > allowed {
-            return at(self.spent.free_at(window, allowed), now);
+        // What is about to be added when the oldest under way end counts already: the new one may arrive just after.
+        let ripening = self.ripening(now);
+        if self.spent.within(now, window) + ripening > allowed && self.spent.within(now, window) > 0.0 {
+            return at(self.spent.free_at(window, allowed - ripening), now);
         }
         let expected = self.expected(kind);
         let ending = now + Duration::from_secs_f64(expected);
@@ -259,7 +281,7 @@ impl Core {
 
     /// Expected length of a request, in seconds.
     fn expected(&self, kind: RequestKind) -> f64 {
-        self.latency[kind as usize].recent
+        self.latency[kind as usize].recent + self.surcharge
     }
 
     /// Execution time of what is under way and not yet in the ledger, in seconds.
@@ -271,6 +293,16 @@ impl Core {
             .sum()
     }
 
+    /// Execution time so far of what is under way and past half its expected length, in seconds.
+    fn ripening(&self, now: Duration) -> f64 {
+        let elapsed = |flight: &Flight| now.saturating_sub(flight.started).as_secs_f64();
+        self.flights
+            .iter()
+            .filter(|flight| !flight.answered && elapsed(flight) > 0.5 * self.expected(flight.kind))
+            .map(elapsed)
+            .sum()
+    }
+
     /// Blocked until `wake` as far as we know, which is not exactly: when may a single request find out more?
     fn probe(&self, now: Duration, kind: RequestKind, wake: Duration) -> Decision {
         if self.flights.iter().any(|flight| !flight.answered) {
@@ -278,7 +310,18 @@ impl Core {
         }
         let Some((first, last)) = self.starts.span() else { return Decision::At(wake) };
         let window = self.window.value();
-        let left = self.requests.value(&self.starts, window, self.window.is_known()) - self.starts.within(now, window);
+        let limit = self.requests.value(&self.starts, window, self.window.is_known());
+        let left = limit - self.starts.within(now, window);
+        let by_requests = self.seconds_ledger(now, kind, window) == Decision::Start;
+        if by_requests && self.window.is_known() && self.requests.is_shared(limit) {
+            // What others spent leaves the window when no ledger of ours says; look again now and then.
+            let pause = PROBE_PAUSE_MIN.max(window / if left >= 1.0 { 100 } else { 20 });
+            let next = wake.min(last + pause);
+            return if next <= now { Decision::Start } else { Decision::At(next) };
+        }
+        if self.window.is_stated() {
+            return Decision::At(wake);
+        }
         let likely = self.window.hint().and_then(|hint| match self.ledger(now, kind, hint) {
             Decision::Start => Some(now),
             Decision::At(time) => Some(time),
@@ -298,7 +341,6 @@ impl Core {
 
     /// Notes that a request starts; [`Self::decide`] said it may.
     pub(crate) fn start(&mut self, now: Duration, kind: RequestKind) -> u64 {
-        let crowded = self.flights.len() + 1 >= self.level() as usize;
         self.starts.spend(now, 1.0);
         if let Some(horizon) = now.checked_sub(WINDOW_MAX) {
             self.starts.forget_before(horizon);
@@ -311,9 +353,11 @@ impl Core {
             started: now,
             requests_before: self.starts.total(),
             seconds_before: self.spent.total(),
-            crowded,
             answered: false,
         });
+        if self.flights.len() >= self.level() as usize {
+            self.full_at = Some(now);
+        }
         self.next_id
     }
 
@@ -321,13 +365,13 @@ impl Core {
     pub(crate) fn answered(&mut self, id: u64, now: Duration, outcome: Outcome, signals: &Signals, chance: f64) {
         let Some(index) = self.flights.iter().position(|flight| flight.id == id && !flight.answered) else { return };
         self.flights[index].answered = true;
-        let Flight { kind, started, requests_before, seconds_before, crowded, .. } = self.flights[index];
+        let Flight { kind, started, requests_before, seconds_before, .. } = self.flights[index];
         let seconds = now.saturating_sub(started).as_secs_f64();
-        self.spent.spend(now, seconds);
+        self.spent.spend(now, seconds + self.surcharge);
         match outcome {
             Outcome::Answered => {
                 self.latency[kind as usize].note(seconds);
-                self.adjust_level(now, kind, started, crowded, signals);
+                self.adjust_level(now, kind, started, signals);
                 if started >= self.paused_until {
                     self.throttles_in_row = 0;
                 }
@@ -338,6 +382,9 @@ impl Core {
                     }
                 }
                 if let Some(remaining) = signals.remaining_seconds {
+                    if let Some(limit) = self.seconds.known() {
+                        self.recharge(now, limit - remaining);
+                    }
                     self.seconds.tell(remaining, 0.0, started, now, seconds_before, self.spent.total());
                 }
                 if now.saturating_sub(self.calm_since) > self.window.value() {
@@ -367,7 +414,7 @@ impl Core {
         }
     }
 
-    fn adjust_level(&mut self, now: Duration, kind: RequestKind, started: Duration, crowded: bool, signals: &Signals) {
+    fn adjust_level(&mut self, now: Duration, kind: RequestKind, started: Duration, signals: &Signals) {
         if self.cut_at.is_none()
             && let Some(hint) = signals.parallel_hint
         {
@@ -379,7 +426,8 @@ impl Core {
         let rise = self.latency[kind as usize].rise();
         if rise >= RISING_MIN && self.level > LEVEL_EASE_MIN {
             self.cut_down_to(now, started, LEVEL_EASE, LEVEL_EASE_MIN);
-        } else if rise <= STEADY_MAX && crowded {
+        } else if rise <= STEADY_MAX && self.full_at.is_some_and(|full| full >= started) {
+            // Growing is pointless while places stay empty; every answer of a full round adds its share of one.
             self.level = (self.level + 1.0 / self.level).min(self.ceiling());
         }
     }
@@ -451,9 +499,32 @@ impl Core {
         let window = self.window.value();
         match kind {
             LimitKind::Requests => self.requests.hit(throttle.allowed, self.starts.within(now, window)),
-            _ => self.seconds.hit(throttle.allowed, self.spent.within(now, window)),
+            _ => {
+                self.seconds.hit(throttle.allowed, self.spent.within(now, window));
+                if let Some(allowed) = throttle.allowed {
+                    self.recharge(now, allowed);
+                }
+            }
         }
     }
+
+    /// The service counts `used` seconds in the window. Plug-ins and work after the answer are charged and not seen from
+    /// here (`dataverse` protocol, section 5.1); if much more is charged than was measured, every request is taken to
+    /// cost its share. Never the other way round: with several web servers each counts only its own part.
+    fn recharge(&mut self, now: Duration, used: f64) {
+        let window = self.window.value();
+        let (requests, measured) = (self.starts.within(now, window), self.spent.within(now, window));
+        if requests < REQUESTS_TO_JUDGE || used <= CHARGE_TOLERANCE * (measured + self.under_way(now)) {
+            return;
+        }
+        self.surcharge += (used - measured) / requests;
+        self.spent = self.starts.scaled(used / requests);
+    }
+}
+
+/// A window as it is reckoned with: a little longer than it is.
+fn with_margin(window: Duration) -> Duration {
+    window.mul_f64(WINDOW_MARGIN_SHARE) + WINDOW_MARGIN
 }
 
 /// The moment `free`, or right now if it has passed; a ledger that never frees asks again after the present request.

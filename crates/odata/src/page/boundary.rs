@@ -133,7 +133,8 @@ mod tests {
         ] {
             let text = format!("{token}{rest}");
             for size in 1..=text.len() {
-                let expected = (!rest.is_empty() || !token.ends_with(|last: char| last.is_alphanumeric())).then_some(token.len());
+                let expected =
+                    (!rest.is_empty() || !token.ends_with(|last: char| last.is_alphanumeric())).then_some(token.len());
                 assert_eq!(end_of(&text, size), expected, "{text} in pieces of {size}");
             }
         }

@@ -1,0 +1,253 @@
+//! Where configuration becomes concrete parts: stores, vault, catalog, environments. Each is made when it is first needed.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use dynavault_catalog::Catalog;
+use dynavault_ce::{DataverseSource, SourceOptions};
+use dynavault_identity::{AppIdentity, Credential, TokenSource, token_source};
+use dynavault_model::{Clock, FaultKind, RowSource};
+use dynavault_odata::{Client, ClientConfig};
+use dynavault_store::{
+    AzureAuth, AzureStore, BlobStore, FolderStore, MemoryStore, MissingRoot, RetryLimits, STORAGE_SCOPE, VaultLocation,
+    parse_vault_url,
+};
+use dynavault_vault::{Identities, Recipients, Vault};
+use url::Url;
+
+use crate::clock::SystemClock;
+use crate::config::{AuthConfig, CredentialConfig, EnvironmentConfig, EnvironmentKind, ProfileConfig};
+use crate::failure::Failure;
+use crate::{Config, TOOL};
+
+/// Path of the Web API below an environment's address (`dataverse` protocol, section 1.1: pin a version).
+const WEB_API: &str = "/api/data/v9.2/";
+
+/// The checked configuration and what is made of it.
+pub struct Engine {
+    config: Config,
+    clock: Arc<dyn Clock>,
+}
+
+/// Whether the vault may be made when it is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum VaultUse {
+    /// It must exist.
+    Read,
+    /// It is looked at; one that does not exist counts as empty, and is not made.
+    Look,
+    /// It is made when needed.
+    Write,
+}
+
+fn unsupported(what: &str) -> Failure {
+    Failure::usage(
+        format!("{what} is not supported by this version"),
+        "use client-secret, workload-identity or managed-identity",
+    )
+}
+
+impl Engine {
+    /// An engine over a checked configuration.
+    pub fn new(config: Config) -> Self {
+        Self { config, clock: Arc::new(SystemClock::new()) }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// Path of the catalog: configured, else in the user's state folder.
+    pub(crate) fn catalog_path(&self) -> Result<PathBuf, Failure> {
+        if let Some(path) = &self.config.catalog.path {
+            return Ok(PathBuf::from(path.resolve("catalog.path")?));
+        }
+        let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+        let folder = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).or(home);
+        folder
+            .map(|folder| folder.join("dynavault/catalog.db"))
+            .ok_or_else(|| Failure::usage("there is no place for the catalog", "set catalog.path in the configuration"))
+    }
+
+    /// Folder of an environment's state and scratch files, beside the catalog.
+    pub(crate) fn state_folder(&self, environment: &str) -> Result<PathBuf, Failure> {
+        let catalog = self.catalog_path()?;
+        let folder = catalog.parent().unwrap_or_else(|| Path::new("."));
+        let stem = catalog.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(folder.join(format!("{stem}.state")).join(environment))
+    }
+
+    pub(crate) async fn catalog(&self) -> Result<Catalog, Failure> {
+        let path = self.catalog_path()?;
+        // Opening migrates, which may take a moment on a large file.
+        match tokio::task::spawn_blocking(move || Catalog::open(&path)).await {
+            Ok(catalog) => Ok(catalog?),
+            Err(error) => Err(Failure::new(FaultKind::Failed, error.to_string(), None)),
+        }
+    }
+
+    pub(crate) async fn store(&self, use_: VaultUse) -> Result<Arc<dyn BlobStore>, Failure> {
+        let vault = &self.config.vault;
+        let url = vault.url.resolve("vault.url")?;
+        let endpoint = vault.endpoint.as_ref().map(|text| text.resolve("vault.endpoint")).transpose()?;
+        match parse_vault_url(&url, endpoint.as_deref())? {
+            VaultLocation::Folder(path) => {
+                let missing = if use_ == VaultUse::Write { MissingRoot::Create } else { MissingRoot::Refuse };
+                Ok(Arc::new(FolderStore::open(path, missing, Arc::clone(&self.clock)).await?))
+            }
+            VaultLocation::Azure(location) => {
+                let auth = self.storage_auth()?;
+                Ok(Arc::new(AzureStore::new(location, auth, RetryLimits::default(), Arc::clone(&self.clock))?))
+            }
+        }
+    }
+
+    fn storage_auth(&self) -> Result<AzureAuth, Failure> {
+        let Some(auth) = &self.config.vault.auth else {
+            return Err(Failure::usage(
+                "vault.auth is missing: a vault in Azure Blob needs a credential",
+                "for example auth = { kind = \"sas\", token = { env = \"VAULT_SAS\" } }",
+            ));
+        };
+        let app = |tenant: String, client_id: String, credential: Credential, authority: Option<String>| {
+            let authority = authority.unwrap_or_else(|| dynavault_identity::PUBLIC_AUTHORITY.to_string());
+            self.token_source("vault.auth", tenant, client_id, credential, &authority, STORAGE_SCOPE)
+                .map(AzureAuth::Token)
+        };
+        let environment = |name: &str| std::env::var(name).unwrap_or_default();
+        match auth {
+            AuthConfig::Sas { token } => Ok(AzureAuth::Sas(token.resolve("vault.auth.token")?)),
+            AuthConfig::AccountKey { key } => Ok(AzureAuth::AccountKey(key.resolve("vault.auth.key")?)),
+            AuthConfig::ClientSecret { tenant, client_id, secret, authority } => app(
+                tenant.resolve("vault.auth.tenant")?,
+                client_id.resolve("vault.auth.client_id")?,
+                Credential::ClientSecret { secret: secret.resolve("vault.auth.secret")? },
+                authority.as_ref().map(|text| text.resolve("vault.auth.authority")).transpose()?,
+            ),
+            AuthConfig::ClientCertificate { .. } => Err(unsupported("vault.auth of kind client-certificate")),
+            AuthConfig::WorkloadIdentity { tenant, client_id, token_file } => {
+                let resolve = |text: &Option<crate::Text>, what: &str, variable: &str| match text {
+                    Some(text) => text.resolve(what),
+                    None => Ok(environment(variable)),
+                };
+                app(
+                    resolve(tenant, "vault.auth.tenant", "AZURE_TENANT_ID")?,
+                    resolve(client_id, "vault.auth.client_id", "AZURE_CLIENT_ID")?,
+                    Credential::WorkloadIdentity { token_file: token_file.clone() },
+                    None,
+                )
+            }
+            AuthConfig::ManagedIdentity { client_id } => {
+                let client_id = client_id.as_ref().map(|text| text.resolve("vault.auth.client_id")).transpose()?;
+                app(String::new(), String::new(), Credential::ManagedIdentity { client_id }, None)
+            }
+            AuthConfig::AzureCli => app(String::new(), String::new(), Credential::AzureCli, None),
+        }
+    }
+
+    fn token_source(
+        &self,
+        name: &str,
+        tenant: String,
+        client_id: String,
+        credential: Credential,
+        authority: &str,
+        scope: &str,
+    ) -> Result<Arc<dyn TokenSource>, Failure> {
+        let authority = Url::parse(authority)
+            .map_err(|error| Failure::usage(format!("{name}: authority is not an address ({error})"), "write it with https://"))?;
+        let identity = AppIdentity { name: name.to_string(), tenant, client_id, credential, authority };
+        Ok(token_source(identity, scope.to_string(), Arc::clone(&self.clock))?)
+    }
+
+    fn recipients(&self) -> Result<Recipients, Failure> {
+        let texts = self
+            .config
+            .vault
+            .recipients
+            .iter()
+            .map(|text| text.resolve("vault.recipients"))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Recipients::parse(&texts)?)
+    }
+
+    fn identities(&self) -> Result<Identities, Failure> {
+        match &self.config.vault.identity_file {
+            Some(path) => Ok(Identities::from_file(Path::new(&path.resolve("vault.identity_file")?))?),
+            None => Ok(Identities::default()),
+        }
+    }
+
+    pub(crate) async fn vault(&self, use_: VaultUse) -> Result<Vault, Failure> {
+        let (recipients, identities) = (self.recipients()?, self.identities()?);
+        let store = match (self.store(use_).await, use_) {
+            (Err(failure), VaultUse::Look) if failure.kind() == FaultKind::Usage => {
+                Arc::new(MemoryStore::new()) as Arc<dyn BlobStore>
+            }
+            (store, _) => store?,
+        };
+        let clock = Arc::clone(&self.clock);
+        Ok(match use_ {
+            VaultUse::Read => Vault::open(store, recipients, identities, clock).await?,
+            VaultUse::Look => Vault::look(store, recipients, identities, clock),
+            VaultUse::Write => Vault::open_or_create(store, recipients, identities, clock, TOOL).await?,
+        })
+    }
+
+    fn credential(profile: &ProfileConfig) -> Result<Credential, Failure> {
+        let what = format!("profile {}: credential", profile.name);
+        match &profile.credential {
+            CredentialConfig::ClientSecret { secret } => {
+                Ok(Credential::ClientSecret { secret: secret.resolve(&format!("{what}.secret"))? })
+            }
+            CredentialConfig::WorkloadIdentity { token_file } => {
+                Ok(Credential::WorkloadIdentity { token_file: token_file.clone() })
+            }
+            CredentialConfig::ManagedIdentity {} => Ok(Credential::ManagedIdentity { client_id: None }),
+            CredentialConfig::ClientCertificate { .. } => Err(unsupported(&format!("{what} of kind client-certificate"))),
+            CredentialConfig::Delegated {} => Err(unsupported(&format!("{what} of kind delegated"))),
+        }
+    }
+
+    /// The reading side of an environment.
+    pub(crate) fn source(&self, environment: &EnvironmentConfig) -> Result<Arc<dyn RowSource>, Failure> {
+        let name = &environment.name;
+        if environment.kind == EnvironmentKind::Uo {
+            return Err(Failure::usage(
+                format!("environment {name}: kind uo is not supported by this version"),
+                "this version backs up Dataverse (kind ce)",
+            ));
+        }
+        let url = environment.url.resolve(&format!("environment {name}: url"))?;
+        let url = crate::config::check_address(&format!("environment {name}: url"), &url)?;
+        let origin = url.origin().ascii_serialization();
+        let mut users = Vec::new();
+        for profile in &environment.profiles {
+            let Some(profile) = self.config.profile(profile) else { continue };
+            let what = |part: &str| format!("profile {}: {part}", profile.name);
+            let authority = match &profile.authority {
+                Some(text) => text.resolve(&what("authority"))?,
+                None => profile.cloud.authority().to_string(),
+            };
+            // The resource of a token is the environment's origin (`dataverse` protocol, section 9.1).
+            users.push(self.token_source(
+                &profile.name,
+                profile.tenant.resolve(&what("tenant"))?,
+                profile.client_id.resolve(&what("client_id"))?,
+                Self::credential(profile)?,
+                &authority,
+                &format!("{origin}/.default"),
+            )?);
+        }
+        let mut client = ClientConfig::new(format!("{origin}{WEB_API}"));
+        client.in_flight_max = environment.max_requests_in_flight;
+        let client = Client::new(client, users, Arc::clone(&self.clock))?;
+        let options = SourceOptions { formatted_values: environment.formatted_values };
+        Ok(Arc::new(DataverseSource::new(client, options)))
+    }
+}

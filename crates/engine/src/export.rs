@@ -1,0 +1,264 @@
+//! Rows of one table as of a snapshot, ordered by row id, as JSON lines or CSV.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use dynavault_model::{FaultKind, Row, SnapshotId, TableSchema};
+use dynavault_vault::{ContentReference, TableReader, VaultError};
+use serde::Serialize;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::assemble::{Engine, VaultUse};
+use crate::failure::Failure;
+use crate::inspect::{SnapshotWanted, blocking, find_manifest};
+
+/// Bytes of output gathered before they are written.
+const OUTPUT_BYTES: usize = 256 * 1024;
+
+/// Form of the output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ExportFormat {
+    /// One row's JSON object a line, as captured, without `@odata.etag`.
+    #[default]
+    Jsonl,
+    /// Comma-separated values with a header (RFC 4180); strings without quotes, everything else as its JSON text, null and
+    /// absent empty.
+    Csv,
+}
+
+/// What to export.
+#[derive(Debug, Clone, Default)]
+pub struct ExportRequest {
+    /// Configured name of the environment.
+    pub environment: String,
+    /// Which snapshot.
+    pub snapshot: SnapshotWanted,
+    /// Logical name of the table.
+    pub table: String,
+    /// Form.
+    pub format: ExportFormat,
+}
+
+/// What was exported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ExportStats {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// Logical name of the table.
+    pub table: String,
+    /// Rows written.
+    pub rows: u64,
+    /// Bytes written.
+    pub bytes: u64,
+}
+
+/// Where rows go: a writer that is handed back through `finish`.
+pub(crate) enum Output {
+    Stdout(Box<dyn Write + Send>),
+    File { partial: PathBuf, target: PathBuf, file: std::fs::File },
+}
+
+impl Output {
+    fn open(path: Option<&Path>) -> Result<Self, Failure> {
+        let Some(target) = path else { return Ok(Self::Stdout(Box::new(std::io::stdout()))) };
+        let mut partial = target.as_os_str().to_owned();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
+        let file = std::fs::File::create(&partial).map_err(|error| write_failed(target, &error))?;
+        Ok(Self::File { partial, target: target.to_path_buf(), file })
+    }
+
+    fn writer(&mut self) -> &mut dyn Write {
+        match self {
+            Self::Stdout(out) => out.as_mut(),
+            Self::File { file, .. } => file,
+        }
+    }
+
+    /// A file appears under its name only when it is whole.
+    fn finish(self) -> Result<(), Failure> {
+        match self {
+            Self::Stdout(mut out) => out.flush().map_err(|error| write_failed(Path::new("standard output"), &error)),
+            Self::File { partial, target, file } => file
+                .sync_all()
+                .and_then(|()| std::fs::rename(&partial, &target))
+                .map_err(|error| write_failed(&target, &error)),
+        }
+    }
+}
+
+fn write_failed(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(
+        FaultKind::Failed,
+        format!("could not write {}: {error}", path.display()),
+        Some("check that the disk is not full and the place may be written".into()),
+    )
+}
+
+impl Engine {
+    /// Writes the rows of a table to a file, or to standard output.
+    pub async fn export(
+        &self,
+        request: ExportRequest,
+        path: Option<PathBuf>,
+        cancel: CancellationToken,
+    ) -> Result<ExportStats, Failure> {
+        let vault = self.vault(VaultUse::Read).await?;
+        let environment = request.environment.clone();
+        let manifest = find_manifest(&vault, &environment, &request.snapshot).await?;
+        let Some(table) = manifest.table(&request.table).cloned() else {
+            let mut failure =
+                Failure::from(VaultError::NoTable { snapshot: manifest.snapshot, table: request.table.clone() });
+            if let Some(refused) = manifest.refused.iter().find(|refused| refused.table == request.table) {
+                failure = Failure::usage(
+                    format!("table {} was refused in snapshot {}: {}", request.table, manifest.snapshot, refused.refusal.reason),
+                    "`dynavault snapshot show` lists the tables of a snapshot",
+                );
+            }
+            return Err(failure);
+        };
+        let schema = match request.format {
+            ExportFormat::Csv => Some(vault.schema(&environment, &table.schema).await?),
+            ExportFormat::Jsonl => None,
+        };
+        // Rows are sorted in a part of the budget; decoding and the output need the rest.
+        let memory = (self.config().limits.memory_mib as usize) << 18;
+        let snapshot = manifest.snapshot;
+        blocking(move || {
+            let scratch = tempfile::tempdir().map_err(|error| write_failed(&std::env::temp_dir(), &error))?;
+            let mut output = Output::open(path.as_deref())?;
+            let target = path.clone().unwrap_or_else(|| PathBuf::from("standard output"));
+            let mut rows = 0;
+            let mut bytes = 0;
+            let mut buffer = Vec::with_capacity(OUTPUT_BYTES * 2);
+            if let Some(schema) = &schema {
+                csv_header(schema, &mut buffer);
+            }
+            let reader = TableReader::new(&vault, Handle::current(), &environment, &table, cancel);
+            let mut failure = None;
+            reader
+                .sorted(scratch.path(), memory, |_, row| {
+                    match &schema {
+                        Some(schema) => csv_row(schema, row, &mut buffer),
+                        None => jsonl_row(row, &mut buffer),
+                    }
+                    rows += 1;
+                    if buffer.len() >= OUTPUT_BYTES {
+                        bytes += buffer.len() as u64;
+                        if let Err(error) = output.writer().write_all(&buffer) {
+                            failure = Some(error);
+                            return Err(VaultError::Cancelled);
+                        }
+                        buffer.clear();
+                    }
+                    Ok(())
+                })
+                .map_err(|error| match failure.take() {
+                    Some(io) => write_failed(&target, &io),
+                    None => error.into(),
+                })?;
+            bytes += buffer.len() as u64;
+            output.writer().write_all(&buffer).map_err(|error| write_failed(&target, &error))?;
+            output.finish()?;
+            Ok(ExportStats { snapshot, table: table.table.clone(), rows, bytes })
+        })
+        .await
+    }
+}
+
+impl Engine {
+    /// What a snapshot says of the files, images and attachments of a table, as `(row id of the pair, reference)`.
+    /// References of rows that are gone since are included; the rows decide.
+    pub async fn content_references(
+        &self,
+        environment: &str,
+        wanted: &SnapshotWanted,
+        table: &str,
+    ) -> Result<Vec<ContentReference>, Failure> {
+        let vault = self.vault(VaultUse::Read).await?;
+        let manifest = find_manifest(&vault, environment, wanted).await?;
+        let Some(table) = manifest.table(table).cloned() else { return Ok(Vec::new()) };
+        let environment = environment.to_string();
+        blocking(move || {
+            let reader =
+                TableReader::new(&vault, Handle::current(), &environment, &table, CancellationToken::new());
+            let mut references = Vec::new();
+            reader.scan_content(|_, row| {
+                let reference = serde_json::from_slice(row.bytes()).map_err(|error| VaultError::Damaged {
+                    object: format!("content references of table {}", table.table),
+                    detail: error.to_string(),
+                })?;
+                references.push(reference);
+                Ok(())
+            })?;
+            Ok(references)
+        })
+        .await
+    }
+}
+
+fn jsonl_row(row: &Row<'_>, out: &mut Vec<u8>) {
+    out.push(b'{');
+    row.write_content(out);
+    out.extend_from_slice(b"}\n");
+}
+
+fn csv_header(schema: &TableSchema, out: &mut Vec<u8>) {
+    for (index, column) in schema.columns.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        csv_field(column.member.as_bytes(), out);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn csv_row(schema: &TableSchema, row: &Row<'_>, out: &mut Vec<u8>) {
+    for (index, column) in schema.columns.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        match row.get(&column.member) {
+            None | Some(b"null") => {}
+            Some(value) if value.first() == Some(&b'"') => match serde_json::from_slice::<String>(value) {
+                Ok(text) => csv_field(text.as_bytes(), out),
+                // An escaped lone surrogate is JSON but no text; its JSON form is kept rather than a changed one.
+                Err(_) => csv_field(value, out),
+            },
+            Some(value) => csv_field(value, out),
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn csv_field(text: &[u8], out: &mut Vec<u8>) {
+    // An empty string is quoted so that it differs from null.
+    let quoted = text.is_empty() || text.iter().any(|byte| matches!(byte, b',' | b'"' | b'\r' | b'\n'));
+    if !quoted {
+        out.extend_from_slice(text);
+        return;
+    }
+    out.push(b'"');
+    for byte in text {
+        if *byte == b'"' {
+            out.push(b'"');
+        }
+        out.push(*byte);
+    }
+    out.push(b'"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn csv_fields_are_quoted_when_they_must_be() {
+        for (text, expected) in [("plain", "plain"), ("a,b", "\"a,b\""), ("a\"b", "\"a\"\"b\""), ("", "\"\""), ("l\nm", "\"l\nm\"")] {
+            let mut out = Vec::new();
+            csv_field(text.as_bytes(), &mut out);
+            assert_eq!(out, expected.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! The command line, as typed.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+
+/// Backup and restore of Microsoft Dynamics 365 records, in an open format, in storage you own.
+#[derive(Debug, Parser)]
+#[command(name = "dynavault", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 finished with refused rows or tables,\n4 damage found, 5 another run holds the lock, 6 sign-in or permission, 130 interrupted.\n\nFirst time? Try `dynavault demo`.")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Global {
+    /// Configuration file.
+    #[arg(long, global = true, env = "DYNAVAULT_CONFIG", value_name = "PATH")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print one JSON document on standard output.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Say only what went wrong.
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// Say more; up to three times.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// No live progress.
+    #[arg(long, global = true)]
+    pub(crate) no_progress: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show everything on an embedded simulator: no account, no configuration, under a minute.
+    #[cfg(feature = "demo")]
+    #[command(after_help = "Example: dynavault demo --keep ./demo")]
+    Demo {
+        /// Rows of the simulated environment.
+        #[arg(long, default_value_t = 5_000)]
+        rows: u64,
+        /// Everything random follows from this number.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Keep the demo's vault and configuration in this folder.
+        #[arg(long, value_name = "FOLDER")]
+        keep: Option<PathBuf>,
+    },
+    /// Write a commented configuration file.
+    #[command(after_help = "Example: dynavault init ./dynavault.toml")]
+    Init {
+        /// Where to write it.
+        #[arg(default_value = "dynavault.toml")]
+        path: PathBuf,
+        /// Print it instead.
+        #[arg(long)]
+        print: bool,
+    },
+    /// The configuration file.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Environments.
+    #[command(subcommand)]
+    Env(EnvCommand),
+    /// Back up one environment now; returns when the snapshot is durable.
+    #[command(after_help = "Example: dynavault backup contoso-prod --table 'account*'")]
+    Backup {
+        /// The environment; may be left out when only one is configured.
+        environment: Option<String>,
+        /// Only tables that match (may be given several times).
+        #[arg(long = "table", value_name = "GLOB")]
+        tables: Vec<String>,
+        /// Read everything again and store what differs.
+        #[arg(long)]
+        full: bool,
+        /// Show what would be read, and how, without reading a row.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Snapshots: what can be restored.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Write the rows of one table as of a snapshot, ordered by row id.
+    #[command(after_help = "Example: dynavault export contoso-prod --table account --at 2026-01-31T12:00:00Z -o accounts.jsonl")]
+    Export {
+        /// The environment; may be left out when only one is configured.
+        environment: Option<String>,
+        /// Logical name of the table.
+        #[arg(long)]
+        table: String,
+        #[command(flatten)]
+        when: When,
+        /// Form of the output.
+        #[arg(long, value_enum, default_value_t = Format::Jsonl)]
+        format: Format,
+        /// File to write; standard output when left out.
+        #[arg(short, long, value_name = "PATH")]
+        output: Option<PathBuf>,
+    },
+    /// Check manifests, segments and hashes of the vault.
+    #[command(after_help = "Example: dynavault verify --deep")]
+    Verify {
+        /// Only this environment.
+        environment: Option<String>,
+        /// Decode every row and compare it with its hash; read content objects.
+        #[arg(long)]
+        deep: bool,
+        /// Share of segments and content objects to read.
+        #[arg(long, value_name = "N%", default_value = "100%", value_parser = percent)]
+        sample: u8,
+    },
+    /// History of runs.
+    #[command(subcommand)]
+    Run(RunCommand),
+    /// The catalog.
+    #[command(subcommand)]
+    Catalog(CatalogCommand),
+    /// Keys of encrypted vaults.
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// The embedded simulator.
+    #[cfg(feature = "demo")]
+    #[command(subcommand)]
+    Simulator(SimulatorCommand),
+    /// Print a completion script for a shell.
+    #[command(after_help = "Example: dynavault completions bash > /etc/bash_completion.d/dynavault")]
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages into a folder.
+    #[command(after_help = "Example: dynavault man ./man")]
+    Man {
+        /// The folder.
+        folder: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Read the configuration and say what is wrong with it.
+    #[command(after_help = "Example: dynavault config check --config ./dynavault.toml")]
+    Check,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EnvCommand {
+    /// Configured environments.
+    #[command(after_help = "Example: dynavault env list")]
+    List,
+    /// Tables of an environment, with rows and how each is read, or why it cannot be.
+    #[command(after_help = "Example: dynavault env tables contoso-prod --json")]
+    Tables {
+        /// The environment; may be left out when only one is configured.
+        environment: Option<String>,
+    },
+    /// Who the environment says it is, and who we are there.
+    #[command(after_help = "Example: dynavault env whoami contoso-prod")]
+    Whoami {
+        /// The environment; may be left out when only one is configured.
+        environment: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Snapshots, oldest first.
+    #[command(after_help = "Example: dynavault snapshot list contoso-prod")]
+    List {
+        /// Only this environment.
+        environment: Option<String>,
+    },
+    /// One snapshot with its tables.
+    #[command(after_help = "Example: dynavault snapshot show contoso-prod --snapshot latest --json")]
+    Show {
+        /// The environment; may be left out when only one is configured.
+        environment: Option<String>,
+        #[command(flatten)]
+        when: When,
+    },
+}
+
+#[derive(Debug, Clone, clap::Args)]
+#[group(multiple = false)]
+pub(crate) struct When {
+    /// Snapshot id, or `latest`.
+    #[arg(long, value_name = "ID")]
+    pub(crate) snapshot: Option<String>,
+    /// The newest snapshot at or before this time, e.g. 2026-01-31T12:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) at: Option<jiff::Timestamp>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// One JSON object a line.
+    Jsonl,
+    /// Comma-separated values.
+    Csv,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RunCommand {
+    /// Runs, newest first.
+    #[command(after_help = "Example: dynavault run list --env contoso-prod --status failed")]
+    List {
+        /// Only of this environment.
+        #[arg(long = "env", value_name = "ENV")]
+        environment: Option<String>,
+        /// Only with this status.
+        #[arg(long, value_enum)]
+        status: Option<Status>,
+        /// Only started at or after this time.
+        #[arg(long, value_name = "TIME")]
+        since: Option<jiff::Timestamp>,
+        /// At most so many.
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+    },
+    /// One run with its tables; the end of the id is enough.
+    #[command(after_help = "Example: dynavault run show 01J8ZQ4T3N5K6M7P8R9S0TVWXY")]
+    Show {
+        /// The run.
+        run: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Status {
+    Running,
+    Succeeded,
+    Partial,
+    Failed,
+    Cancelled,
+    Interrupted,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CatalogCommand {
+    /// Record every snapshot of the vault in the catalog.
+    #[command(after_help = "Example: dynavault catalog rebuild")]
+    Rebuild,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Make a key pair: the secret key goes to a file, the public key to standard output.
+    #[command(after_help = "Example: dynavault key generate /secure/restore.key")]
+    Generate {
+        /// File for the secret key; must not exist.
+        path: PathBuf,
+    },
+}
+
+#[cfg(feature = "demo")]
+#[derive(Debug, Subcommand)]
+pub(crate) enum SimulatorCommand {
+    /// Serve the simulator until interrupted; prints how to reach it as JSON.
+    #[command(after_help = "Example: dynavault simulator serve --port 8080 --rows 20000")]
+    Serve {
+        /// Port on 127.0.0.1; 0 lets the system choose.
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+        /// Rows of the simulated environment.
+        #[arg(long, default_value_t = 2_000)]
+        rows: u64,
+        /// Rows of the generated table `new_big`.
+        #[arg(long, default_value_t = 0)]
+        big_rows: u64,
+        /// Everything random follows from this number.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Enforce the service protection limits.
+        #[arg(long)]
+        limits: bool,
+        /// Milliseconds added to every request.
+        #[arg(long, default_value_t = 0)]
+        latency_ms: u64,
+        /// Write a matching configuration file into this folder.
+        #[arg(long, value_name = "FOLDER")]
+        write_config: Option<PathBuf>,
+    },
+}
+
+fn percent(text: &str) -> Result<u8, String> {
+    match text.trim_end_matches('%').parse::<u8>() {
+        Ok(percent) if (1..=100).contains(&percent) => Ok(percent),
+        _ => Err("give a percentage from 1% to 100%".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_leaf_command_shows_an_example() {
+        fn walk(command: &clap::Command, path: &str) {
+            let leaves: Vec<_> = command.get_subcommands().filter(|sub| sub.get_name() != "help").collect();
+            if leaves.is_empty() {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Example:"), "{path} has no example");
+            }
+            for sub in leaves {
+                walk(sub, &format!("{path} {}", sub.get_name()));
+            }
+        }
+        walk(&Args::command(), "dynavault");
+    }
+}

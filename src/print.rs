@@ -1,0 +1,105 @@
+//! The only place that writes to the terminal: data to standard output, talk to standard error.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this module is how the program speaks")]
+
+use std::io::Write;
+
+use dynavault_engine::Failure;
+use serde::Serialize;
+
+/// A line of talk.
+pub(crate) fn talk(text: &str) {
+    eprintln!("{text}");
+}
+
+/// Data. A reader that has gone away (`| head`) is not an error.
+pub(crate) fn data(text: &str) {
+    let mut out = std::io::stdout().lock();
+    drop(writeln!(out, "{text}").and_then(|()| out.flush()));
+}
+
+/// One JSON document on standard output.
+pub(crate) fn json(value: &impl Serialize) {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => data(&text),
+        Err(error) => talk(&format!("error: could not print the result: {error}")),
+    }
+}
+
+/// A failure: the chain of causes, then what to do.
+pub(crate) fn failure(failure: &Failure) {
+    eprintln!("error: {}", failure.message());
+    if let Some(remedy) = failure.remedy() {
+        eprintln!("hint: {remedy}");
+    }
+}
+
+/// A table with aligned columns; columns whose header begins with `>` are right-aligned.
+pub(crate) fn table(headers: &[&str], rows: &[Vec<String>]) {
+    data(&table_text(headers, rows));
+}
+
+/// The text of [`table`].
+pub(crate) fn table_text(headers: &[&str], rows: &[Vec<String>]) -> String {
+    let titles: Vec<&str> = headers.iter().map(|header| header.trim_start_matches('>')).collect();
+    let mut widths: Vec<usize> = titles.iter().map(|title| title.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: Vec<&str>| {
+        let mut text = String::new();
+        for (index, cell) in cells.iter().enumerate() {
+            let pad = " ".repeat(widths[index].saturating_sub(cell.chars().count()));
+            let right = headers[index].starts_with('>');
+            text.push_str(&if right { format!("{pad}{cell}") } else { format!("{cell}{pad}") });
+            text.push_str("  ");
+        }
+        text.trim_end().to_string()
+    };
+    let mut lines = vec![line(titles.clone())];
+    lines.extend(rows.iter().map(|row| line(row.iter().map(String::as_str).collect())));
+    lines.join("\n")
+}
+
+/// Bytes for people.
+pub(crate) fn bytes(count: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+/// Counts for people: `1,234,567`.
+pub(crate) fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!((count(0), count(999), count(1_234_567)), ("0".into(), "999".into(), "1,234,567".into()));
+        assert_eq!((bytes(12), bytes(1536), bytes(5 << 30)), ("12 B".into(), "1.5 KiB".into(), "5.0 GiB".into()));
+    }
+
+    #[test]
+    fn tables_line_up() {
+        let text = table_text(&["name", ">rows"], &[vec!["a".into(), "10".into()], vec!["bcdef".into(), "7".into()]]);
+        assert_eq!(text, "name   rows\na        10\nbcdef     7");
+    }
+}
