@@ -65,6 +65,8 @@ pub struct SnapshotSummary {
     pub rows: u64,
     /// Whether its manifest is inside an age layer.
     pub encrypted: bool,
+    /// SHA-256 of its manifest object.
+    pub sha256: String,
 }
 
 /// A local file of (row id, hash) pairs.
@@ -232,17 +234,18 @@ impl Catalog {
         let environment = environment.map(str::to_string);
         self.transact("list snapshots", move |tx| {
             let mut statement = tx.prepare(
-                "SELECT snapshot, environment, created, whole, rows, encrypted FROM snapshot
+                "SELECT snapshot, environment, created, whole, rows, encrypted, sha256 FROM snapshot
                  WHERE ?1 IS NULL OR environment = ?1 ORDER BY environment, snapshot",
             )?;
             let rows = statement.query_map([environment], |row| {
-                Ok((row.get::<_, String>(0)?, row.get(1)?, row.get::<_, String>(2)?, row.get(3)?, row.get::<_, i64>(4)?, row.get(5)?))
+                Ok((row.get::<_, String>(0)?, row.get(1)?, row.get::<_, String>(2)?, row.get(3)?, row.get::<_, i64>(4)?, row.get(5)?, row.get(6)?))
             })?;
             let mut found = Vec::new();
             for row in rows {
-                let (snapshot, environment, created, whole, rows, encrypted) = row?;
+                let (snapshot, environment, created, whole, rows, encrypted, sha256) = row?;
                 if let (Ok(snapshot), Ok(created)) = (snapshot.parse(), created.parse()) {
-                    found.push(SnapshotSummary { snapshot, environment, created, whole, rows: rows.unsigned_abs(), encrypted });
+                    let rows = rows.unsigned_abs();
+                    found.push(SnapshotSummary { snapshot, environment, created, whole, rows, encrypted, sha256 });
                 }
             }
             Ok(found)

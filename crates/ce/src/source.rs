@@ -159,16 +159,18 @@ impl RowSource for DataverseSource {
             return Err(SourceError::Protocol { what: "WhoAmI".into(), detail: "it names no organization or user".into() });
         };
         let current = "RetrieveCurrentOrganization(AccessType=@p1)?@p1=Microsoft.Dynamics.CRM.EndpointAccessType'Default'";
-        let detail = self.optional(current, call).await?["Detail"].take();
+        let detail = self.optional(current, call).await?;
+        let detail = detail.get("Detail").unwrap_or(&Value::Null);
         let settings = "organizations?$select=organizationid,name,_basecurrencyid_value,expirechangetrackingindays";
-        let settings = self.optional(settings, call).await?["value"][0].take();
+        let settings = self.optional(settings, call).await?;
+        let settings = settings.pointer("/value/0").unwrap_or(&Value::Null);
         Ok(EnvironmentIdentity {
             organization_id,
-            environment_id: text(&detail, "EnvironmentId"),
-            tenant_id: text(&detail, "TenantId"),
-            friendly_name: text(&detail, "FriendlyName").or_else(|| text(&settings, "name")),
-            version: text(&detail, "OrganizationVersion"),
-            base_currency_id: text(&settings, "_basecurrencyid_value"),
+            environment_id: text(detail, "EnvironmentId"),
+            tenant_id: text(detail, "TenantId"),
+            friendly_name: text(detail, "FriendlyName").or_else(|| text(settings, "name")),
+            version: text(detail, "OrganizationVersion"),
+            base_currency_id: text(settings, "_basecurrencyid_value"),
             change_tracking_days: settings["expirechangetrackingindays"].as_u64().and_then(|days| days.try_into().ok()),
             user_id,
         })

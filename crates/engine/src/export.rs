@@ -53,10 +53,20 @@ pub struct ExportStats {
     pub bytes: u64,
 }
 
-/// Where rows go: a writer that is handed back through `finish`.
-pub(crate) enum Output {
+/// Where rows go. A file has another name until it is whole, and what is left of a failed export is removed.
+enum Output {
     Stdout(Box<dyn Write + Send>),
-    File { partial: PathBuf, target: PathBuf, file: std::fs::File },
+    File { partial: Partial, target: PathBuf, file: std::fs::File },
+}
+
+/// The unfinished file of an export; removed unless it was renamed.
+struct Partial(PathBuf);
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // Renamed, or never made: then there is nothing to remove.
+        drop(std::fs::remove_file(&self.0));
+    }
 }
 
 impl Output {
@@ -66,24 +76,23 @@ impl Output {
         partial.push(".partial");
         let partial = PathBuf::from(partial);
         let file = std::fs::File::create(&partial).map_err(|error| write_failed(target, &error))?;
-        Ok(Self::File { partial, target: target.to_path_buf(), file })
+        Ok(Self::File { partial: Partial(partial), target: target.to_path_buf(), file })
     }
 
-    fn writer(&mut self) -> &mut dyn Write {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         match self {
-            Self::Stdout(out) => out.as_mut(),
-            Self::File { file, .. } => file,
+            Self::Stdout(out) => out.write_all(bytes),
+            Self::File { file, .. } => file.write_all(bytes),
         }
     }
 
     /// A file appears under its name only when it is whole.
-    fn finish(self) -> Result<(), Failure> {
+    fn finish(self) -> std::io::Result<()> {
         match self {
-            Self::Stdout(mut out) => out.flush().map_err(|error| write_failed(Path::new("standard output"), &error)),
-            Self::File { partial, target, file } => file
-                .sync_all()
-                .and_then(|()| std::fs::rename(&partial, &target))
-                .map_err(|error| write_failed(&target, &error)),
+            Self::Stdout(mut out) => out.flush(),
+            Self::File { partial, target, file } => {
+                file.sync_all().and_then(|()| std::fs::rename(&partial.0, &target))
+            }
         }
     }
 }
@@ -137,30 +146,35 @@ impl Engine {
             }
             let reader = TableReader::new(&vault, Handle::current(), &environment, &table, cancel);
             let mut failure = None;
-            reader
-                .sorted(scratch.path(), memory, |_, row| {
-                    match &schema {
-                        Some(schema) => csv_row(schema, row, &mut buffer),
-                        None => jsonl_row(row, &mut buffer),
+            let read = reader.sorted(scratch.path(), memory, |_, row| {
+                match &schema {
+                    Some(schema) => csv_row(schema, row, &mut buffer),
+                    None => jsonl_row(row, &mut buffer),
+                }
+                rows += 1;
+                if buffer.len() >= OUTPUT_BYTES {
+                    bytes += buffer.len() as u64;
+                    if let Err(error) = output.write(&buffer) {
+                        failure = Some(error);
+                        return Err(VaultError::Cancelled);
                     }
-                    rows += 1;
-                    if buffer.len() >= OUTPUT_BYTES {
-                        bytes += buffer.len() as u64;
-                        if let Err(error) = output.writer().write_all(&buffer) {
-                            failure = Some(error);
-                            return Err(VaultError::Cancelled);
-                        }
-                        buffer.clear();
-                    }
-                    Ok(())
-                })
-                .map_err(|error| match failure.take() {
-                    Some(io) => write_failed(&target, &io),
-                    None => error.into(),
-                })?;
-            bytes += buffer.len() as u64;
-            output.writer().write_all(&buffer).map_err(|error| write_failed(&target, &error))?;
-            output.finish()?;
+                    buffer.clear();
+                }
+                Ok(())
+            });
+            let written = match (read, failure) {
+                (Err(_), Some(io)) => Err(io),
+                (Err(error), None) => return Err(error.into()),
+                (Ok(_), _) => {
+                    bytes += buffer.len() as u64;
+                    output.write(&buffer).and_then(|()| output.finish())
+                }
+            };
+            match written {
+                // Whoever reads standard output has seen enough, as in `| head`.
+                Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::BrokenPipe => {}
+                other => other.map_err(|error| write_failed(&target, &error))?,
+            }
             Ok(ExportStats { snapshot, table: table.table.clone(), rows, bytes })
         })
         .await

@@ -1,6 +1,9 @@
 //! Checking the vault.
 
-use dynavault_vault::{VerifyOptions, VerifyReport, verify_environment};
+use std::collections::{BTreeMap, BTreeSet};
+
+use dynavault_model::SnapshotId;
+use dynavault_vault::{Remembered, VerifyOptions, VerifyReport, verify_environment};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -17,14 +20,20 @@ impl Engine {
         cancel: CancellationToken,
     ) -> Result<VerifyReport, Failure> {
         let vault = self.vault(VaultUse::Read).await?;
+        let mut known: BTreeMap<String, BTreeMap<SnapshotId, Remembered>> = BTreeMap::new();
+        for snapshot in self.catalog().await?.snapshots(environment.as_deref()).await? {
+            let remembered = Remembered { sha256: snapshot.sha256, encrypted: snapshot.encrypted };
+            known.entry(snapshot.environment).or_default().insert(snapshot.snapshot, remembered);
+        }
         let environments = match environment {
-            Some(name) => vec![name],
-            None => vault.environments().await?,
+            Some(name) => BTreeSet::from([name]),
+            None => vault.environments().await?.into_iter().chain(known.keys().cloned()).collect(),
         };
         blocking(move || {
             let mut report = VerifyReport::default();
             for environment in &environments {
-                verify_environment(&vault, &Handle::current(), environment, options, &cancel, &mut report)?;
+                let known = known.remove(environment).unwrap_or_default();
+                verify_environment(&vault, &Handle::current(), environment, options, &known, &cancel, &mut report)?;
             }
             Ok(report)
         })

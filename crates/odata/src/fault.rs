@@ -305,6 +305,7 @@ impl Diagnose for RequestError {
         match self {
             Self::SignIn(_) | Self::Unauthorized { .. } => FaultKind::SignIn,
             Self::Cancelled => FaultKind::Cancelled,
+            Self::Setup(_) => FaultKind::Usage,
             _ => FaultKind::Failed,
         }
     }

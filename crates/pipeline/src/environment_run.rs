@@ -170,6 +170,7 @@ impl EnvironmentRun {
         let folder = self.parts.state_folder.clone();
         blocking(move || Ok(std::fs::create_dir_all(&folder).map_err(failed(&folder))?)).await?;
         let identity = self.parts.source.identity(&self.call()).await?;
+        self.forget_what_is_not_there().await?;
         self.complete_commit().await?;
         let prior = self.prior().await?;
         self.same_organization(&identity, prior.manifest.as_ref())?;
@@ -182,6 +183,41 @@ impl EnvironmentRun {
             jobs.iter().map(|job| (job.schema.table.name.clone(), Arc::clone(&job.schema))).collect();
         self.read_tables(jobs, &expected, &mut ended).await?;
         self.commit(snapshot, identity, prior, ended, excluded, &expected, &schemas).await
+    }
+
+    /// What the catalog remembers is built upon only if the vault has it. The configuration may name another vault by now, or
+    /// the vault may have lost something; a delta or half a table on top of what is not there could not be restored. A host
+    /// that may only write cannot look.
+    async fn forget_what_is_not_there(&self) -> Result<(), PipelineError> {
+        let (environment, catalog, vault) = (&self.options.environment, &self.parts.catalog, &self.parts.vault);
+        let Ok(listed) = vault.snapshots(environment).await else { return Ok(()) };
+        if let Some((known, ..)) = catalog.newest_snapshot(environment).await?
+            && !listed.iter().any(|object| object.id == known)
+        {
+            self.notice(format!(
+                "the vault does not have snapshot {known}, which this host remembers; going on from what the vault has"
+            ));
+            catalog.forget_environment(environment).await?;
+            return Ok(());
+        }
+        let Some(draft) = catalog.draft(environment).await? else { return Ok(()) };
+        let mut newest: HashMap<&str, SegmentInfo> = HashMap::new();
+        for segment in &draft.segments {
+            if let Ok(info) = serde_json::from_str(&segment.info) {
+                newest.insert(&segment.table, info);
+            }
+        }
+        for (table, info) in newest {
+            if matches!(vault.has_segment(environment, table, &info).await, Ok(false)) {
+                self.notice(format!(
+                    "the vault does not have the segments of snapshot {}, which run {} began; beginning again",
+                    draft.snapshot, draft.run
+                ));
+                catalog.drop_draft(environment).await?;
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 
     /// A commit that a crash broke off is completed first: its manifest may be in the vault already.

@@ -4,7 +4,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dynavault_store::{BlobName, BlobStore};
+use dynavault_store::{BlobName, BlobStore, StoreError};
 use tokio::runtime::Handle;
 
 use crate::VaultError;
@@ -32,7 +32,11 @@ impl BlobFile {
         name: &BlobName,
         ahead: usize,
     ) -> Result<Self, VaultError> {
-        let size = handle.block_on(store.size(name)).map_err(VaultError::store(format!("open {name}")))?;
+        let size = handle.block_on(store.size(name)).map_err(|error| match error {
+            // A manifest names it, so it should be there.
+            StoreError::NotFound { .. } => VaultError::damaged(name, "it is missing"),
+            error => VaultError::store(format!("open {name}"))(error),
+        })?;
         Ok(Self {
             handle: handle.clone(),
             store: Arc::clone(store),

@@ -43,4 +43,4 @@ pub use segment::{FRAME_BYTES, FinishedSegment, SegmentWriter};
 pub use table::TableReader;
 pub use upload::sha256_hex;
 pub use vault::{PreparedManifest, SnapshotObject, Vault, VaultWriter};
-pub use verify::{Damage, VerifyOptions, VerifyReport, verify_environment};
+pub use verify::{Damage, Remembered, VerifyOptions, VerifyReport, verify_environment};

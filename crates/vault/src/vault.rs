@@ -10,7 +10,7 @@ use dynavault_model::{Clock, Diagnose, FaultKind, SnapshotId};
 use dynavault_store::{BlobName, BlobStore, LockOwner, StoreError, StoreLock};
 
 use crate::crypt::{self, ENCRYPTED_SUFFIX, Identities, Recipients};
-use crate::manifest::{FORMAT, Manifest, VaultDescription};
+use crate::manifest::{FORMAT, Manifest, SegmentInfo, VaultDescription};
 use crate::upload::sha256_hex;
 use crate::{VaultError, names};
 
@@ -204,6 +204,16 @@ impl Vault {
         Ok(found)
     }
 
+    /// Whether the vault has a segment.
+    pub async fn has_segment(&self, environment: &str, table: &str, info: &SegmentInfo) -> Result<bool, VaultError> {
+        let name = names::segment(environment, table, info);
+        match self.store.size(&name).await {
+            Ok(_) => Ok(true),
+            Err(StoreError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(VaultError::store(format!("look at {name}"))(error)),
+        }
+    }
+
     /// Reads a manifest; also gives the SHA-256 of its object, which the next manifest names.
     pub async fn manifest(
         &self,
@@ -234,6 +244,10 @@ impl Vault {
             let name = names::schema(environment, hash, encrypted);
             let stored = match self.read_whole(&name, SCHEMA_BYTES_MAX as u64).await {
                 Err(VaultError::Store { source: StoreError::NotFound { .. }, .. }) if !encrypted => continue,
+                Err(VaultError::Store { source: StoreError::NotFound { .. }, .. }) => {
+                    let plain = names::schema(environment, hash, false);
+                    return Err(VaultError::damaged(plain, "it is missing"));
+                }
                 other => other?,
             };
             let packed = crypt::read_small(&stored, encrypted, &self.identities, SCHEMA_BYTES_MAX as u64)

@@ -61,22 +61,34 @@ pub struct VerifyReport {
     pub damage: Vec<Damage>,
 }
 
+/// What a host remembers of a manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remembered {
+    /// SHA-256 of its object, in hexadecimal.
+    pub sha256: String,
+    /// Whether it is inside an age layer.
+    pub encrypted: bool,
+}
+
 struct Use<'m> {
     table: &'m TableManifest,
     info: &'m SegmentInfo,
     snapshots: Vec<SnapshotId>,
 }
 
-/// Checks the snapshots of one environment. Must run on a blocking thread.
+/// Checks the snapshots of one environment. `known` is what this host remembers of its manifests; it tells when the
+/// newest manifest, to which nothing is chained yet, is gone or changed. Must run on a blocking thread.
 pub fn verify_environment(
     vault: &Vault,
     handle: &Handle,
     environment: &str,
     options: VerifyOptions,
+    known: &BTreeMap<SnapshotId, Remembered>,
     cancel: &CancellationToken,
     report: &mut VerifyReport,
 ) -> Result<(), VaultError> {
-    let manifests = read_manifests(vault, handle, environment, report)?;
+    let manifests = read_manifests(vault, handle, environment, known, report)?;
+    check_schemas(vault, handle, environment, &manifests, report)?;
     let mut segments: BTreeMap<(&str, SegmentId), Use<'_>> = BTreeMap::new();
     for manifest in &manifests {
         for table in &manifest.tables {
@@ -153,21 +165,34 @@ fn read_manifests(
     vault: &Vault,
     handle: &Handle,
     environment: &str,
+    known: &BTreeMap<SnapshotId, Remembered>,
     report: &mut VerifyReport,
 ) -> Result<Vec<Manifest>, VaultError> {
     let mut manifests: Vec<Manifest> = Vec::new();
     let mut hashes: BTreeMap<SnapshotId, String> = BTreeMap::new();
-    for object in handle.block_on(vault.snapshots(environment))? {
+    let objects = handle.block_on(vault.snapshots(environment))?;
+    for (snapshot, remembered) in known.iter().filter(|(id, _)| !objects.iter().any(|object| object.id == **id)) {
+        let name = names::manifest(environment, *snapshot, remembered.encrypted);
+        let detail = "it is missing; the catalog of this host knows it (`dynavault catalog rebuild` forgets what another host removed)";
+        report.damage.push(finding(&name, VaultError::damaged(&name, detail), None, 0, &[*snapshot])?);
+    }
+    for object in objects {
         let name = names::manifest(environment, object.id, object.encrypted);
         report.manifests += 1;
         report.bytes += object.bytes;
         match handle.block_on(vault.manifest(environment, &object)) {
             Ok((manifest, sha256)) => {
+                if known.get(&object.id).is_some_and(|known| known.sha256 != sha256) {
+                    let error = VaultError::damaged(&name, "it is not the manifest that this host remembers");
+                    report.damage.push(finding(&name, error, None, 0, &[object.id])?);
+                }
                 hashes.insert(object.id, sha256);
                 // A manifest names the hash of the one before it; the first one kept may name one that was pruned.
                 if let Some(previous) = &manifest.previous
-                    && let Some(known) = hashes.get(&previous.snapshot)
-                    && *known != previous.sha256
+                    && let Some(found) = hashes.get(&previous.snapshot)
+                    && *found != previous.sha256
+                    // Said already.
+                    && known.get(&previous.snapshot).is_none_or(|known| known.sha256 == *found)
                 {
                     let before = names::manifest(environment, previous.snapshot, object.encrypted);
                     let detail = format!("it is not the manifest that snapshot {} was chained to", object.id);
@@ -179,6 +204,37 @@ fn read_manifests(
         }
     }
     Ok(manifests)
+}
+
+/// Schema objects are small and always checked.
+fn check_schemas(
+    vault: &Vault,
+    handle: &Handle,
+    environment: &str,
+    manifests: &[Manifest],
+    report: &mut VerifyReport,
+) -> Result<(), VaultError> {
+    let mut schemas: BTreeMap<&str, Vec<SnapshotId>> = BTreeMap::new();
+    for manifest in manifests {
+        for table in &manifest.tables {
+            let snapshots = schemas.entry(&table.schema).or_default();
+            if snapshots.last() != Some(&manifest.snapshot) {
+                snapshots.push(manifest.snapshot);
+            }
+        }
+    }
+    for (hash, snapshots) in schemas {
+        match handle.block_on(vault.schema(environment, hash)) {
+            Ok(_) => {}
+            // Without a key its presence is all that can be checked.
+            Err(VaultError::NoKey { .. }) if vault.identities().is_empty() => {}
+            Err(VaultError::Damaged { object, detail }) => {
+                report.damage.push(Damage { object, detail, table: None, rows: 0, snapshots });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 #[expect(clippy::too_many_arguments, reason = "the parts of one loop body, named")]

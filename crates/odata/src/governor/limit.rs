@@ -133,8 +133,10 @@ impl Limit {
         let gone = |time: Duration| meter.total_at(time.checked_sub(window).unwrap_or(Duration::ZERO));
         let low = |sample: &Sample| sample.remaining + (sample.spent_before - gone(sample.answered)).max(0.0);
         let high = |sample: &Sample| sample.remaining + (sample.spent_after - gone(sample.started)).max(0.0);
-        let highest_low = self.samples.iter().map(low).fold(0.0, f64::max);
-        let lowest_high = self.samples.iter().map(high).fold(f64::INFINITY, f64::min);
+        // What was told a window ago says nothing about others who spend from the same limit now.
+        let recent = || self.samples.iter().filter(|sample| sample.answered + window >= newest.answered);
+        let highest_low = recent().map(low).fold(0.0, f64::max);
+        let lowest_high = recent().map(high).fold(f64::INFINITY, f64::min);
         if highest_low <= lowest_high {
             return plain.clamp(highest_low, lowest_high);
         }
@@ -144,7 +146,12 @@ impl Limit {
         if highest_low - lowest_high <= 2.0 + 0.01 * plain {
             return lowest_high;
         }
-        self.samples.iter().map(low).fold(f64::INFINITY, f64::min)
+        recent().map(low).fold(f64::INFINITY, f64::min)
+    }
+
+    /// The ledger was rewritten: what was told refers to the old one.
+    pub(super) fn forget_told(&mut self) {
+        self.samples.clear();
     }
 
     /// Whether `value` is so far below the known limit that somebody else must be spending from it.

@@ -186,8 +186,24 @@ const CASES: &[Case] = &[
         ..PRODUCTION
     },
     Case { name: "much more is charged than seen", charge: 10.0, throttled_max: 0.005, share_min: 0.9, ..SCALED_30 },
-    Case { name: "much more is charged than seen, no headers", charge: 10.0, headers: false, windows: 20.0, throttled_max: BLIND, share_min: 0.9, ..SCALED_30 },
-    Case { name: "much more is charged than seen, 3 s", charge: 10.0, network: 0.0, execution: 0.03, throttled_max: BLIND, share_min: 0.85, ..SCALED_3 },
+    Case {
+        name: "much more is charged than seen, no headers",
+        charge: 10.0,
+        headers: false,
+        windows: 20.0,
+        throttled_max: BLIND,
+        share_min: 0.9,
+        ..SCALED_30
+    },
+    Case {
+        name: "much more is charged than seen, 3 s",
+        charge: 10.0,
+        network: 0.0,
+        execution: 0.03,
+        throttled_max: 0.015,
+        share_min: 0.85,
+        ..SCALED_3
+    },
     Case { name: "much more is charged than seen, documented limits", charge: 5.0, ..PRODUCTION },
     Case { name: "figures of the arrival", early_headers: true, workers: 16, ..SCALED_30 },
     Case {

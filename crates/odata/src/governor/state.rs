@@ -50,6 +50,9 @@ const REQUESTS_TO_JUDGE: f64 = 10.0;
 /// How much more than we measured may be charged before we believe the charge.
 const CHARGE_TOLERANCE: f64 = 1.25;
 
+/// What is left of a surcharge after an answer that knows of less.
+const SURCHARGE_DECAY: f64 = 0.9;
+
 /// Safety margin on the window: clocks and networks differ a little.
 const WINDOW_MARGIN_SHARE: f64 = 1.003;
 const WINDOW_MARGIN: Duration = Duration::from_millis(5);
@@ -261,7 +264,7 @@ impl Core {
             return at(self.spent.free_at(window, allowed - ripening), now);
         }
         let expected = self.expected(kind);
-        let ending = now + Duration::from_secs_f64(expected);
+        let ending = now + Duration::from_secs_f64(self.latency[kind as usize].recent);
         let coming = self.under_way(now) + expected;
         if self.spent.within(ending, window) + coming > allowed {
             return match self.spent.free_at(window, allowed - coming) {
@@ -279,7 +282,7 @@ impl Core {
         Decision::Start
     }
 
-    /// Expected length of a request, in seconds.
+    /// What a request is expected to be charged, in seconds.
     fn expected(&self, kind: RequestKind) -> f64 {
         self.latency[kind as usize].recent + self.surcharge
     }
@@ -289,7 +292,10 @@ impl Core {
         self.flights
             .iter()
             .filter(|flight| !flight.answered)
-            .map(|flight| self.expected(flight.kind).max(now.saturating_sub(flight.started).as_secs_f64()))
+            .map(|flight| {
+                let elapsed = now.saturating_sub(flight.started).as_secs_f64();
+                self.expected(flight.kind).max(elapsed + self.surcharge)
+            })
             .sum()
     }
 
@@ -298,8 +304,8 @@ impl Core {
         let elapsed = |flight: &Flight| now.saturating_sub(flight.started).as_secs_f64();
         self.flights
             .iter()
-            .filter(|flight| !flight.answered && elapsed(flight) > 0.5 * self.expected(flight.kind))
-            .map(elapsed)
+            .filter(|flight| !flight.answered && elapsed(flight) > 0.5 * self.latency[flight.kind as usize].recent)
+            .map(|flight| elapsed(flight) + self.surcharge)
             .sum()
     }
 
@@ -365,7 +371,7 @@ impl Core {
     pub(crate) fn answered(&mut self, id: u64, now: Duration, outcome: Outcome, signals: &Signals, chance: f64) {
         let Some(index) = self.flights.iter().position(|flight| flight.id == id && !flight.answered) else { return };
         self.flights[index].answered = true;
-        let Flight { kind, started, requests_before, seconds_before, .. } = self.flights[index];
+        let Flight { kind, started, requests_before, .. } = self.flights[index];
         let seconds = now.saturating_sub(started).as_secs_f64();
         self.spent.spend(now, seconds + self.surcharge);
         match outcome {
@@ -385,6 +391,8 @@ impl Core {
                     if let Some(limit) = self.seconds.known() {
                         self.recharge(now, limit - remaining);
                     }
+                    // Read only now: charging may have rewritten the ledger.
+                    let seconds_before = self.flights[index].seconds_before;
                     self.seconds.tell(remaining, 0.0, started, now, seconds_before, self.spent.total());
                 }
                 if now.saturating_sub(self.calm_since) > self.window.value() {
@@ -497,28 +505,36 @@ impl Core {
             _ => {}
         }
         let window = self.window.value();
-        match kind {
-            LimitKind::Requests => self.requests.hit(throttle.allowed, self.starts.within(now, window)),
-            _ => {
-                self.seconds.hit(throttle.allowed, self.spent.within(now, window));
-                if let Some(allowed) = throttle.allowed {
-                    self.recharge(now, allowed);
-                }
-            }
+        if kind == LimitKind::Requests {
+            self.requests.hit(throttle.allowed, self.starts.within(now, window));
+            return;
+        }
+        self.seconds.hit(throttle.allowed, self.spent.within(now, window));
+        if let Some(allowed) = throttle.allowed {
+            self.recharge(now, allowed);
         }
     }
 
     /// The service counts `used` seconds in the window. Plug-ins and work after the answer are charged and not seen from
     /// here (`dataverse` protocol, section 5.1); if much more is charged than was measured, every request is taken to
-    /// cost its share. Never the other way round: with several web servers each counts only its own part.
+    /// cost its share. If much less is charged, as it may seem with several web servers, the share is forgotten slowly.
     fn recharge(&mut self, now: Duration, used: f64) {
         let window = self.window.value();
         let (requests, measured) = (self.starts.within(now, window), self.spent.within(now, window));
+        if used * CHARGE_TOLERANCE < measured {
+            self.surcharge *= SURCHARGE_DECAY;
+        }
         if requests < REQUESTS_TO_JUDGE || used <= CHARGE_TOLERANCE * (measured + self.under_way(now)) {
             return;
         }
-        self.surcharge += (used - measured) / requests;
+        let seen = self.latency.iter().map(|latency| latency.recent * f64::from(latency.answers)).sum::<f64>()
+            / f64::from(self.latency.iter().map(|latency| latency.answers).sum::<u32>().max(1));
+        self.surcharge = (used / requests - seen).max(0.0);
         self.spent = self.starts.scaled(used / requests);
+        self.seconds.forget_told();
+        for flight in &mut self.flights {
+            flight.seconds_before = self.spent.total();
+        }
     }
 }
 

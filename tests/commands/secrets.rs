@@ -1,0 +1,145 @@
+//! Nothing that must stay secret is said, even at the loudest log level: secrets, tokens and row values are looked for in
+//! everything the program prints and in the bytes of its catalog and state files.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use dynavault_simulator::{Config, FaultKind, Faults, TableFault};
+use serde_json::Value;
+
+use crate::site::{Done, Site, files};
+
+/// Bearer tokens look like this, at the simulator as in reality: base64 of a JWT header.
+const TOKEN_START: &str = "eyJ0eXAi";
+
+/// Texts of rows that are long and odd enough not to turn up by chance.
+fn row_texts(site: &Site) -> BTreeSet<String> {
+    let mut texts: BTreeSet<String> = BTreeSet::new();
+    for table in site.tables() {
+        for row in site.simulator.rows(&table) {
+            let row: Value = serde_json::from_str(&row.json).unwrap();
+            for (column, value) in row.as_object().unwrap() {
+                let personal = ["name", "firstname", "lastname", "emailaddress1", "telephone1", "subject", "description", "address1_line1", "notetext"];
+                if let Some(text) = value.as_str().filter(|text| text.chars().count() >= 12 && personal.contains(&column.as_str())) {
+                    // A part is enough: a cut value is a value.
+                    texts.insert(text.chars().take(12).collect());
+                }
+            }
+        }
+    }
+    // Names of the organization and its currencies are talk, not rows.
+    let public: Vec<String> = ["organization", "transactioncurrency", "businessunit"].iter().flat_map(|table| site.oracle(table)).collect();
+    texts.retain(|text| !public.iter().any(|row| row.contains(text.as_str())));
+    assert!(texts.len() > 60, "only {} texts to look for", texts.len());
+    texts
+}
+
+fn is_clean(what: &str, bytes: &[u8], secrets: &[String], texts: &BTreeSet<String>) {
+    let text = String::from_utf8_lossy(bytes);
+    for secret in secrets {
+        assert!(!text.contains(secret.as_str()), "{what} holds a secret ({} characters)", secret.len());
+    }
+    for value in texts {
+        if let Some(at) = text.find(value.as_str()) {
+            let around: String = text[at.saturating_sub(80)..].chars().take(200).collect();
+            panic!("{what} holds the row value {value:?}: …{around}…");
+        }
+    }
+}
+
+#[test]
+fn nothing_secret_is_logged_or_kept() {
+    let secret = "S3cr3t~of.the-application_registration";
+    // A page that is half sent, one that is no JSON, refused tokens: errors are where values slip out.
+    let on = |table: &str, nth: u64, kind| TableFault { table: table.to_owned(), nth, kind };
+    let faults = Faults {
+        on: vec![
+            on("account", 1, FaultKind::TruncatedJson),
+            on("contact", 1, FaultKind::CutBody),
+            on("lead", 1, FaultKind::TokenRevoked),
+            on("task", 1, FaultKind::HtmlSuccess),
+            on("email", 1, FaultKind::ServerError),
+        ],
+        ..Faults::default()
+    };
+    let site = Site::new(Config { rows: 400, secret: secret.into(), faults, page_size_max: 20, ..Config::default() });
+    let mut texts = row_texts(&site);
+    let mut settings = site.settings();
+    settings.environment = String::new();
+    site.configure("dynavault.toml", &settings);
+    let mut talk: Vec<(String, Done)> = Vec::new();
+    let mut run = |arguments: &[&str], code: i32| {
+        let mut line = vec!["-vvv"];
+        line.extend_from_slice(arguments);
+        talk.push((arguments.join(" "), site.run(&line).code(code)));
+    };
+    run(&["backup"], 3);
+    assert!(site.simulator.stats().faults.len() >= 5, "the faults did not happen: {:?}", site.simulator.stats().faults);
+    site.simulator.edit(9, 80);
+    texts.extend(row_texts(&site));
+    run(&["--json", "backup"], 3);
+    run(&["env", "tables"], 0);
+    run(&["env", "whoami"], 0);
+    run(&["verify", "--deep"], 0);
+    run(&["snapshot", "show"], 0);
+    run(&["export", "--table", "account", "-o", "rows.jsonl"], 0);
+    fs::write(site.path("secret.txt"), "Wr0ng~secret.of-somebody_else").unwrap();
+    run(&["backup"], 6);
+    fs::write(site.path("secret.txt"), secret).unwrap();
+    site.simulator.expire_secret();
+    run(&["backup"], 6);
+    site.simulator.renew_secret();
+    // Damage in the middle of rows: the message may name the place, not the values.
+    let folder = site.path("vault/environments/simulated/tables/account");
+    for object in fs::read_dir(folder).unwrap() {
+        let path = object.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x20;
+        fs::write(&path, bytes).unwrap();
+    }
+    run(&["verify", "--deep"], 4);
+    run(&["export", "--table", "account", "-o", "rows.jsonl"], 4);
+
+    let secrets = [secret.to_owned(), "Wr0ng~secret".to_owned(), TOKEN_START.to_owned()];
+    let mut said = 0;
+    for (command, done) in &talk {
+        said += done.err.len();
+        is_clean(&format!("stderr of {command}"), done.err.as_bytes(), &secrets, &texts);
+        is_clean(&format!("stdout of {command}"), &done.out, &secrets, &texts);
+    }
+    assert!(said > 10_000, "the loudest log is {said} bytes long, which cannot be all");
+    let kept: Vec<_> = files(site.folder.path())
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("catalog") || name.starts_with("vault/dynavault.json") || name.contains("/manifests/"))
+        .collect();
+    assert!(kept.iter().any(|(name, bytes)| name == "catalog.db" && bytes.len() > 10_000));
+    for (name, bytes) in kept {
+        is_clean(&name, &bytes, &secrets, &texts);
+    }
+}
+
+#[test]
+fn a_sas_is_not_repeated_when_storage_cannot_be_reached() {
+    let site = Site::small();
+    let mut settings = site.settings();
+    // Loopback port 1: nobody listens, so the answer comes at once.
+    settings.vault = "url = \"azblob://devstoreaccount1/vault\"\nendpoint = \"http://127.0.0.1:1/devstoreaccount1\"\n\
+                      auth = { kind = \"sas\", token = { env = \"VAULT_SAS\" } }\n"
+        .into();
+    site.configure("azure.toml", &settings);
+    let signature = "c2lnbmF0dXJlLW9mLXRoZS1zaGFyZWQtYWNjZXNz";
+    let mut command = site.command(&["--config", "azure.toml", "-vvv", "config", "check"]);
+    command.env("VAULT_SAS", format!("?sv=2021-12-02&ss=b&srt=sco&sp=rwlc&se=2999-01-01T00:00:00Z&sig={signature}"));
+    let done = crate::site::Running::start(command).end().code(0);
+    assert!(!done.err.contains(signature) && !done.text().contains(signature));
+    // A SAS that is written out where it must not be is refused without being repeated.
+    settings.vault = format!("url = \"azblob://devstoreaccount1/vault?sig={signature}\"\n");
+    site.configure("azure.toml", &settings);
+    let done = site.run(&["--config", "azure.toml", "-vvv", "snapshot", "list"]).code(2).is_one_error().says(&["vault.auth"]);
+    assert!(!done.err.contains(signature), "{}", done.err);
+    settings.vault = format!("url = \"azblob://devstoreaccount1/vault\"\nauth = {{ kind = \"sas\", token = \"sig={signature}\" }}\n");
+    site.configure("azure.toml", &settings);
+    let done = site.run(&["--config", "azure.toml", "-vvv", "snapshot", "list"]).code(2).is_one_error();
+    assert!(!done.err.contains(signature), "{}", done.err);
+}

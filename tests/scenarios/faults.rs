@@ -1,0 +1,378 @@
+//! Every way in which the service misbehaves, alone and mixed, in full and incremental runs: a run ends whole and equal, or
+//! with exit code 3 and the table and the reason named. It is never green with a hole.
+
+use dynavault_model::{RunReport, RunStatus, TableMode, TableStatus};
+use dynavault_simulator::{Config, FaultKind, Faults, TableFault};
+
+use crate::harness::{Finished, Moment, Site, World, entry, holes, reasons};
+
+const ROWS: u64 = 1_500;
+const PAGE_ROWS: usize = 10;
+/// The table whose pages are spoilt: large enough for many pages, with files.
+const TABLE: &str = "account";
+
+fn world(seed: u64) -> World {
+    World::new(Config { seed, rows: ROWS, page_size_max: PAGE_ROWS, ..Config::default() })
+}
+
+fn on(nth: u64, kind: FaultKind) -> Faults {
+    Faults { on: vec![TableFault { table: TABLE.into(), nth, kind }], ..Faults::default() }
+}
+
+/// Edits until the table's changes fill more than two pages.
+fn edit(world: &World, seed: u64) {
+    let mut changed = 0;
+    for part in 0..20 {
+        let done = world.simulator.edit(seed * 100 + part, 150);
+        changed += done.tables.get(TABLE).map_or(0, |edits| edits.updated + edits.created);
+        if changed > 4 * PAGE_ROWS as u64 {
+            return;
+        }
+    }
+    panic!("the edits hardly touch {TABLE}");
+}
+
+/// Checks a run during which the service misbehaved. Whatever counts as captured must be what the service had; what does not
+/// must be named, with a reason, and keep its last good rows.
+fn check(ended: &Finished, site: &Site, world: &World, before: &Moment, last_good: Option<(&RunReport, &Moment)>) -> RunReport {
+    assert!(matches!(ended.code(), 0 | 3), "{}: {}\n{}", ended.command, ended.code(), ended.stderr);
+    let report = ended.report();
+    let snapshot = report.snapshot.expect("a snapshot");
+    assert_eq!(ended.code() == 0, report.status == RunStatus::Succeeded);
+    assert_eq!(report.status == RunStatus::Succeeded, holes(&report).is_empty(), "{}", reasons(&report));
+    // A fault may have changed the schema: then a table is what it was before or after.
+    let after = world.now();
+    for table in before.rows.keys() {
+        let found = entry(&report, table);
+        let reason = found.reason.as_deref().unwrap_or_default();
+        if found.status == TableStatus::Succeeded {
+            assert!(found.refused_rows == 0 || !reason.is_empty(), "{table} refuses rows without a reason");
+            let rows = site.export(snapshot, table);
+            if rows != before.rows[table] {
+                crate::harness::compare(table, &rows, &after.rows[table]);
+            }
+            assert_eq!(found.live_rows, rows.len() as u64, "live rows of {table}");
+            if found.refused_rows == 0 && before.rows[table] == after.rows[table] {
+                site.prove_snapshot(snapshot, before, &[table]);
+            }
+        } else {
+            assert!(!reason.is_empty(), "{table} has no reason");
+            let known = last_good.filter(|(report, _)| entry(report, table).status == TableStatus::Succeeded);
+            if let Some((_, moment)) = known.filter(|_| found.status == TableStatus::Failed) {
+                site.prove_table(snapshot, table, &moment.rows[table]);
+            }
+        }
+    }
+    report
+}
+
+/// Once the service behaves again, a run captures everything.
+fn heal(world: &World, site: &Site) -> RunReport {
+    world.simulator.set_faults(Faults::default());
+    let report = site.backup();
+    site.prove(&report, &world.now());
+    report
+}
+
+/// What one spoilt answer costs a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cost {
+    /// Nothing.
+    Nothing,
+    /// One request more.
+    Again,
+    /// The table is read from its start.
+    Restart,
+    /// The table fails.
+    Table,
+}
+
+fn cost(kind: FaultKind) -> Cost {
+    match kind {
+        FaultKind::SlowBody | FaultKind::EmptyPage | FaultKind::RepeatedRow => Cost::Nothing,
+        FaultKind::CutBody
+        | FaultKind::TruncatedJson
+        | FaultKind::ServerError
+        | FaultKind::BadGateway
+        | FaultKind::Unavailable
+        | FaultKind::GatewayTimeout
+        | FaultKind::TokenRevoked
+        | FaultKind::Throttled
+        | FaultKind::ThrottledSilently
+        | FaultKind::HtmlSuccess => Cost::Again,
+        FaultKind::LinksRejected => Cost::Restart,
+        FaultKind::RepeatedLink => Cost::Table,
+        FaultKind::SchemaChanged | FaultKind::LostDeltaLink => unreachable!("tests of their own"),
+    }
+}
+
+fn pages_of(world: &World) -> u64 {
+    // The last page is full when the rows fill it; then there is no empty one after it.
+    (world.simulator.rows(TABLE).len() as u64).div_ceil(PAGE_ROWS as u64)
+}
+
+fn spoil_second_page(seed: u64, kinds: &[FaultKind]) {
+    let world = world(seed);
+    for (number, kind) in (0..).zip(kinds.iter().copied()) {
+        let site = world.site(&format!("site{number}"), &Default::default());
+        let before = world.now();
+        world.simulator.set_faults(on(2, kind));
+        world.simulator.reset_stats();
+        let pages = pages_of(&world);
+        let full = check(&site.run(&["backup"]), &site, &world, &before, None);
+        let stats = world.simulator.stats();
+        assert_eq!(stats.faults.len(), 1, "{kind:?}");
+        let found = entry(&full, TABLE);
+        assert_eq!(found.mode, TableMode::Full);
+        match cost(kind) {
+            Cost::Table => {
+                assert_eq!(holes(&full), [TABLE]);
+                assert_eq!(found.status, TableStatus::Failed);
+                assert!(found.reason.as_ref().is_some_and(|reason| reason.contains("paging loop")), "{:?}", found.reason);
+            }
+            cost => {
+                site.prove(&full, &before);
+                // Whatever had to be read twice is counted once.
+                let rows = before.rows[TABLE].len() as u64;
+                assert_eq!((found.created, found.changed, found.deleted, found.live_rows), (rows, 0, 0, rows), "{kind:?}");
+                // Requests for rows are those that do not ask for files.
+                let asked = stats.by_kind["page"];
+                let alone: u64 = plain_pages(&world);
+                match cost {
+                    Cost::Nothing => assert!(asked <= alone + 1 && full.retries == 0, "{kind:?}: {asked}, {alone}"),
+                    Cost::Again => {
+                        assert!(asked <= alone + 1, "{kind:?}: {asked}, {alone}");
+                        assert!(full.retries + full.throttled >= 1, "{kind:?}");
+                        assert!(full.retries + full.throttled <= 8, "{kind:?}: {} retries", full.retries);
+                    }
+                    _ => assert!(asked <= alone + pages * 4, "{kind:?}: {asked}, {alone}"),
+                }
+            }
+        }
+
+        edit(&world, seed * 50 + number);
+        let moment = world.now();
+        world.simulator.set_faults(on(2, kind));
+        world.simulator.reset_stats();
+        let increment = check(&site.run(&["backup"]), &site, &world, &moment, Some((&full, &before)));
+        assert_eq!(world.simulator.stats().faults.len(), 1, "{kind:?}");
+        let found = entry(&increment, TABLE);
+        if cost(kind) == Cost::Table {
+            assert_eq!((holes(&increment), found.status), (vec![TABLE], TableStatus::Failed));
+            assert!(found.reason.as_ref().is_some_and(|reason| reason.contains("paging loop")), "{:?}", found.reason);
+        } else {
+            assert_eq!(found.mode, TableMode::Delta, "{kind:?}");
+            site.prove(&increment, &moment);
+            let counts = (found.created, found.changed, found.deleted);
+            assert_eq!(counts, moment.since(&before, TABLE, "accountid"), "{kind:?}");
+        }
+        heal(&world, &site);
+    }
+}
+
+/// Requests for pages of an undisturbed full read of all tables.
+fn plain_pages(world: &World) -> u64 {
+    let tables = world.simulator.tables();
+    let pages = |rows: u64| rows.div_ceil(PAGE_ROWS as u64).max(1);
+    let covered = tables.iter().filter(|table| table.readable && !table.operational);
+    // The organization is asked for its settings once more, and a table that refuses to be tracked is asked twice.
+    covered.map(|table| pages(table.rows)).sum::<u64>() + 2
+}
+
+#[test]
+fn one_spoilt_page_is_asked_for_again_when_the_connection_or_body_breaks() {
+    spoil_second_page(301, &[FaultKind::CutBody, FaultKind::TruncatedJson, FaultKind::HtmlSuccess, FaultKind::SlowBody]);
+}
+
+#[test]
+fn one_spoilt_page_is_asked_for_again_when_the_service_answers_with_an_error() {
+    spoil_second_page(
+        302,
+        &[
+            FaultKind::ServerError,
+            FaultKind::BadGateway,
+            FaultKind::Unavailable,
+            FaultKind::GatewayTimeout,
+            FaultKind::TokenRevoked,
+            FaultKind::Throttled,
+            FaultKind::ThrottledSilently,
+        ],
+    );
+}
+
+#[test]
+fn odd_paging_is_followed_or_named() {
+    let kinds = [FaultKind::EmptyPage, FaultKind::RepeatedRow, FaultKind::LinksRejected, FaultKind::RepeatedLink];
+    spoil_second_page(303, &kinds);
+}
+
+#[test]
+fn a_failed_table_keeps_its_last_good_rows_and_comes_back() {
+    let world = world(304);
+    let site = world.simple_site();
+    let good = world.now();
+    let first = site.backup();
+    edit(&world, 1);
+    let moment = world.now();
+    world.simulator.set_faults(on(2, FaultKind::RepeatedLink));
+    let ended = site.run(&["backup"]).expect_code(3);
+    let report = ended.report();
+    assert_eq!(report.status, RunStatus::Partial);
+    site.prove_except(&report, &moment, &[TABLE]);
+    let snapshot = report.snapshot.expect("a snapshot");
+    site.prove_snapshot(snapshot, &good, &[TABLE]);
+    let manifest = site.manifest(snapshot);
+    let table = manifest.table(TABLE).expect("the failed table is in the manifest");
+    assert_eq!((table.status, Some(table.captured_by)), (TableStatus::Failed, first.snapshot));
+    assert_eq!(table.live_rows, good.rows[TABLE].len() as u64);
+    assert!(table.coverage.reason.as_ref().is_some_and(|reason| reason.contains("paging loop")), "{:?}", table.coverage);
+    let whole: Vec<serde_json::Value> = site.run(&["snapshot", "list"]).expect_code(0).json();
+    assert_eq!(whole.iter().map(|line| line["whole"].as_bool()).collect::<Vec<_>>(), [Some(true), Some(false)]);
+    // The next run goes on from the last good state, by its token.
+    let healed = heal(&world, &site);
+    let found = entry(&healed, TABLE);
+    assert_eq!(found.mode, TableMode::Delta);
+    assert_eq!((found.created, found.changed, found.deleted), moment.since(&good, TABLE, "accountid"));
+}
+
+#[test]
+fn a_lost_delta_link_costs_one_comparing_read_of_that_table() {
+    let world = world(305);
+    let site = world.simple_site();
+    let before = world.now();
+    world.simulator.set_faults(on(pages_of(&world), FaultKind::LostDeltaLink));
+    world.simulator.reset_stats();
+    let full = check(&site.run(&["backup"]), &site, &world, &before, None);
+    assert_eq!(world.simulator.stats().faults.len(), 1);
+    site.prove(&full, &before);
+    let reason = entry(&full, TABLE).reason.clone().unwrap_or_default();
+    assert!(reason.contains("no change token"), "{reason}");
+    world.simulator.set_faults(Faults::default());
+    for mode in [TableMode::Sweep, TableMode::Delta] {
+        let before = world.now();
+        edit(&world, 7);
+        let moment = world.now();
+        let report = site.backup();
+        site.prove(&report, &moment);
+        let found = entry(&report, TABLE);
+        assert_eq!(found.mode, mode);
+        let counts = moment.since(&before, TABLE, "accountid");
+        assert_eq!((found.created, found.changed, found.deleted), counts);
+        if mode == TableMode::Sweep {
+            assert_eq!(found.rows_stored, counts.0 + counts.1);
+        }
+        assert_eq!(entry(&report, "contact").mode, TableMode::Delta);
+    }
+}
+
+#[test]
+fn a_schema_that_changes_during_a_run_leaves_no_mixed_table() {
+    let world = world(306);
+    for round in 0..6 {
+        let site = world.site(&format!("site{round}"), &Default::default());
+        let before = world.now();
+        // Early, in the middle, late.
+        world.simulator.set_faults(on(2 + round, FaultKind::SchemaChanged));
+        world.simulator.reset_stats();
+        let full = check(&site.run(&["backup"]), &site, &world, &before, None);
+        assert_eq!(world.simulator.stats().faults.len(), 1);
+        heal(&world, &site);
+        edit(&world, 60 + round);
+        let moment = world.now();
+        world.simulator.set_faults(on(2, FaultKind::SchemaChanged));
+        check(&site.run(&["backup"]), &site, &world, &moment, Some((&full, &before)));
+        heal(&world, &site);
+    }
+}
+
+#[test]
+fn a_sign_in_service_that_is_briefly_down_is_waited_for() {
+    let world = world(307);
+    let site = world.simple_site();
+    world.simulator.set_faults(Faults { token_unavailable: 2, ..Faults::default() });
+    let report = site.run(&["backup"]).expect_code(0).report();
+    site.prove(&report, &world.now());
+}
+
+fn by_chance(seed: u64, kind: FaultKind) {
+    let world = world(seed);
+    let site = world.simple_site();
+    // Every one of these makes tables begin anew, which is given up after four times.
+    let most = if matches!(kind, FaultKind::LinksRejected | FaultKind::SchemaChanged) { 3 } else { 8 };
+    let plan = |salt: u64| Faults {
+        seed: seed * 10 + salt,
+        per_mille: [(kind, 40)].into(),
+        most: Some(most),
+        ..Faults::default()
+    };
+    let expect_whole = |ended: &Finished| {
+        if kind == FaultKind::RepeatedLink {
+            let report = ended.report();
+            for table in report.tables.iter().filter(|table| table.status != TableStatus::Succeeded) {
+                assert!(table.reason.as_ref().is_some_and(|reason| reason.contains("paging loop")), "{}", reasons(&report));
+            }
+        } else {
+            assert_eq!(ended.code(), 0, "{kind:?}\n{}", ended.stderr);
+        }
+    };
+    let before = world.now();
+    world.simulator.set_faults(plan(1));
+    world.simulator.reset_stats();
+    let ended = site.run(&["backup"]);
+    assert!(!world.simulator.stats().faults.is_empty(), "{kind:?}");
+    let full = check(&ended, &site, &world, &before, None);
+    expect_whole(&ended);
+    edit(&world, seed);
+    let moment = world.now();
+    world.simulator.set_faults(plan(2));
+    world.simulator.reset_stats();
+    let ended = site.run(&["backup"]);
+    assert!(!world.simulator.stats().faults.is_empty(), "{kind:?}");
+    check(&ended, &site, &world, &moment, Some((&full, &before)));
+    expect_whole(&ended);
+    heal(&world, &site);
+    site.verify_here();
+}
+
+#[test]
+fn every_kind_of_fault_by_chance_ends_whole_or_named_first_half() {
+    for (seed, kind) in (310..).zip(FaultKind::ALL.into_iter().take(9)) {
+        by_chance(seed, kind);
+    }
+}
+
+#[test]
+fn every_kind_of_fault_by_chance_ends_whole_or_named_second_half() {
+    for (seed, kind) in (330..).zip(FaultKind::ALL.into_iter().skip(9)) {
+        by_chance(seed, kind);
+    }
+}
+
+#[test]
+fn all_kinds_of_faults_mixed_end_whole_or_named() {
+    for seed in 350..356 {
+        let world = world(seed);
+        let site = world.simple_site();
+        let plan = |salt: u64| Faults {
+            seed: seed * 10 + salt,
+            per_mille: FaultKind::ALL.map(|kind| (kind, 4)).into(),
+            most: Some(20),
+            ..Faults::default()
+        };
+        let mut last: Option<(RunReport, Moment)> = None;
+        for salt in 0..3 {
+            let moment = world.now();
+            world.simulator.set_faults(plan(salt));
+            let ended = site.run(&["backup"]);
+            let known = last.as_ref().map(|(report, moment)| (report, moment));
+            // A table that failed twice keeps what was captured before that, which `check` does not know.
+            let known = known.filter(|(report, _)| holes(report).is_empty());
+            let report = check(&ended, &site, &world, &moment, known);
+            last = Some((report, moment));
+            world.simulator.set_faults(Faults::default());
+            edit(&world, seed * 3 + salt);
+        }
+        heal(&world, &site);
+        site.verify_here();
+    }
+}

@@ -1,0 +1,203 @@
+//! Service protection limits, scaled down: no run fails, hardly a request is turned away, and nearly everything that is
+//! permitted is used. Rates are counted by the simulator.
+
+use std::time::{Duration, Instant};
+
+use dynavault_model::RunReport;
+use dynavault_simulator::{Config, Limits, Stats};
+
+use crate::harness::{Site, SiteOptions, World};
+
+/// Small pages, so that requests are what is scarce.
+const PAGE_ROWS: usize = 5;
+/// Share of what the limits permit that has to be used.
+const USED_MIN: f64 = 0.9;
+/// Share of requests that may be turned away, and a number that always may: a limit that no header tells is found by hitting it.
+const TURNED_MAX: f64 = 0.01;
+const TURNED_ALWAYS: u64 = 2;
+/// Share of a run's requests after which the rate is taken: the last tables of a run are read alone.
+const MEASURED: f64 = 0.9;
+
+/// A run with what the simulator counted, and when.
+struct Measured {
+    report: RunReport,
+    stats: Stats,
+    /// Time since the first request, and requests answered by then.
+    samples: Vec<(Duration, u64)>,
+}
+
+fn site(world: &World, name: &str, profiles: usize, in_flight: u32) -> Site {
+    world.site(
+        name,
+        &SiteOptions {
+            profiles,
+            in_flight,
+            limits: vec![("memory_mib", 2_048), ("tables_in_parallel", 16)],
+            files: false,
+            ..SiteOptions::default()
+        },
+    )
+}
+
+fn answered(stats: &Stats) -> u64 {
+    stats.by_status.get(&200).copied().unwrap_or(0)
+}
+
+fn measure(world: &World, site: &Site, limits: &Limits) -> Measured {
+    world.simulator.set_limits(Some(limits.clone()));
+    world.simulator.reset_stats();
+    let moment = world.now();
+    let mut running = site.start(&["backup"]);
+    let (mut begun, mut samples) = (None, Vec::new());
+    let simulator = world.simulator.handle();
+    let ended_early = !running.wait_for(|| {
+        let done = answered(&simulator.stats());
+        if done > 0 {
+            let begun = *begun.get_or_insert_with(Instant::now);
+            if samples.last().is_none_or(|(_, before)| *before != done) {
+                samples.push((begun.elapsed(), done));
+            }
+        }
+        false
+    });
+    assert!(ended_early);
+    let report = running.wait().expect_code(0).report();
+    site.prove(&report, &moment);
+    Measured { report, stats: world.simulator.stats(), samples }
+}
+
+impl Measured {
+    /// Requests a second over the first part of the run, in which there is always something to read.
+    fn rate(&self) -> f64 {
+        let until = (self.stats.requests as f64 * MEASURED) as u64;
+        let (time, done) = self.samples.iter().take_while(|(_, done)| *done <= until).last().expect("some answers");
+        *done as f64 / time.as_secs_f64()
+    }
+
+    fn expect_polite(&self) {
+        let turned = self.stats.throttled;
+        let most = TURNED_ALWAYS.max((self.stats.requests as f64 * TURNED_MAX) as u64);
+        assert!(turned <= most, "{turned} of {} requests were turned away", self.stats.requests);
+        assert_eq!(self.report.throttled, turned);
+    }
+}
+
+fn requests_limit(headers: bool) {
+    let world = World::new(Config {
+        seed: 501,
+        rows: 5_000,
+        page_size_max: PAGE_ROWS,
+        latency: Duration::from_millis(10),
+        ..Config::default()
+    });
+    let limits = Limits { requests: 300, window: Duration::from_secs(3), headers, ..Limits::default() };
+    let measured = measure(&world, &site(&world, "site", 1, 8), &limits);
+    measured.expect_polite();
+    assert!(measured.stats.requests > 900, "{} requests hardly fill three windows", measured.stats.requests);
+    let permitted = limits.requests as f64 / limits.window.as_secs_f64();
+    let rate = measured.rate();
+    assert!(rate >= USED_MIN * permitted, "{rate:.1} requests a second of {permitted:.1}");
+}
+
+#[test]
+fn the_limit_on_requests_is_used_and_kept_with_headers() {
+    requests_limit(true);
+}
+
+#[test]
+fn the_limit_on_requests_is_used_and_kept_without_headers() {
+    requests_limit(false);
+}
+
+fn execution_limit(headers: bool, latency: u64) {
+    let world = World::new(Config {
+        seed: 502,
+        rows: 800,
+        page_size_max: PAGE_ROWS,
+        latency: Duration::from_millis(latency),
+        ..Config::default()
+    });
+    let limits = Limits { execution: Duration::from_secs(4), window: Duration::from_secs(3), headers, ..Limits::default() };
+    let measured = measure(&world, &site(&world, "site", 1, 8), &limits);
+    measured.expect_polite();
+    // What is permitted is time; one request takes its latency.
+    let permitted = limits.execution.as_secs_f64() / limits.window.as_secs_f64() / (latency as f64 / 1_000.0);
+    let rate = measured.rate();
+    assert!(rate >= USED_MIN * permitted, "{rate:.1} requests a second of {permitted:.1}");
+}
+
+#[test]
+fn the_limit_on_execution_time_is_used_and_kept_with_headers() {
+    execution_limit(true, 100);
+}
+
+#[test]
+fn the_limit_on_execution_time_is_used_and_kept_without_headers() {
+    execution_limit(false, 60);
+}
+
+#[test]
+fn the_limit_on_requests_at_once_is_learned_and_kept() {
+    for headers in [true, false] {
+        let world = World::new(Config {
+            seed: 503,
+            rows: 3_000,
+            page_size_max: PAGE_ROWS,
+            latency: Duration::from_millis(20),
+            ..Config::default()
+        });
+        let limits = Limits { concurrency: 4, window: Duration::from_secs(300), headers, ..Limits::default() };
+        let measured = measure(&world, &site(&world, "site", 1, 8), &limits);
+        measured.expect_polite();
+        assert!(measured.stats.throttled >= 1, "eight at once were permitted");
+        assert!(measured.stats.max_in_flight >= 4);
+    }
+}
+
+#[test]
+fn two_application_users_read_about_twice_as_fast() {
+    let world = World::new(Config {
+        seed: 504,
+        rows: 4_000,
+        page_size_max: PAGE_ROWS,
+        latency: Duration::from_millis(10),
+        ..Config::default()
+    });
+    let limits = Limits { requests: 150, window: Duration::from_secs(3), ..Limits::default() };
+    let one = measure(&world, &site(&world, "one", 1, 8), &limits);
+    let two = measure(&world, &site(&world, "two", 2, 8), &limits);
+    for measured in [&one, &two] {
+        measured.expect_polite();
+    }
+    let clients = world.simulator.clients();
+    let asked = |measured: &Measured, user: usize| measured.stats.by_client.get(&clients[user]).copied().unwrap_or(0);
+    assert_eq!(asked(&one, 1), 0);
+    assert!(asked(&two, 0) > 300 && asked(&two, 1) > 300, "{} and {}", asked(&two, 0), asked(&two, 1));
+    let (slow, fast) = (one.rate(), two.rate());
+    assert!(fast >= 1.6 * slow, "{fast:.1} against {slow:.1} requests a second");
+    assert!(fast <= 2.6 * slow, "{fast:.1} against {slow:.1} requests a second");
+}
+
+#[test]
+fn a_limit_that_others_use_too_fails_no_run() {
+    // What somebody else spends is seen by headers only; here the limit also shrinks in the middle.
+    let world = World::new(Config {
+        seed: 505,
+        rows: 3_000,
+        page_size_max: PAGE_ROWS,
+        latency: Duration::from_millis(5),
+        ..Config::default()
+    });
+    let site = site(&world, "site", 1, 8);
+    let limits = |requests| Some(Limits { requests, window: Duration::from_secs(3), ..Limits::default() });
+    world.simulator.set_limits(limits(600));
+    let moment = world.now();
+    let mut running = site.start(&["backup"]);
+    let simulator = world.simulator.handle();
+    assert!(running.wait_for(|| simulator.stats().requests > 300));
+    world.simulator.set_limits(limits(200));
+    let report = running.wait().expect_code(0).report();
+    site.prove(&report, &moment);
+    let stats = world.simulator.stats();
+    assert!(stats.throttled <= 20, "{} of {} requests were turned away", stats.throttled, stats.requests);
+}

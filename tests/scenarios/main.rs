@@ -1,0 +1,18 @@
+//! Whole runs of the program against the simulated service, compared with what the service had at that moment.
+//!
+//! - `rounds`: a year in short; every snapshot stays what it was, also without the catalog.
+//! - `kill`: the process dies at any moment; the next one goes on, and nothing is lost or counted twice.
+//! - `faults`: the service misbehaves in every way it knows; a run ends whole or says what is missing.
+//! - `sweeps`: expired tokens, tables without tokens, schema changes, privileges that come and go.
+//! - `limits`: close to what the service permits, and hardly ever above it.
+//! - `encryption`: a host that can write backups and cannot read them.
+//!
+//! Everything follows from a seed, which a failing test prints.
+
+mod encryption;
+mod faults;
+mod harness;
+mod kill;
+mod limits;
+mod rounds;
+mod sweeps;
