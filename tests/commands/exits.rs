@@ -140,7 +140,7 @@ fn a_wrong_or_expired_secret_is_6() {
 }
 
 /// A sign-in service that signs everybody in, and an environment that knows nobody.
-fn stranger_service() -> String {
+pub(crate) fn stranger_service() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {

@@ -33,6 +33,12 @@ pub(crate) fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T
     }
 }
 
+/// Says that a test did not run here, and why.
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+pub(crate) fn skipped(why: &str) {
+    eprintln!("skipped: {why}");
+}
+
 /// A TOML string.
 pub(crate) fn quoted(text: &str) -> String {
     Value::from(text).to_string()

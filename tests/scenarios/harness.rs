@@ -319,7 +319,11 @@ impl Finished {
     }
 
     pub(crate) fn expect_code(self, code: i32) -> Self {
-        assert_eq!(self.code(), code, "{}\n{}\n{}", self.command, self.stdout, self.stderr);
+        let said = match serde_json::from_str::<RunReport>(&self.stdout) {
+            Ok(report) => reasons(&report),
+            Err(_) => self.stdout.clone(),
+        };
+        assert_eq!(self.code(), code, "{}\n{said}\n{}", self.command, self.stderr);
         self
     }
 

@@ -48,17 +48,26 @@ pub enum CatalogError {
     Closed,
 }
 
+/// The disk is full, or failed in a way that a full disk does too.
+fn no_room(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(rusqlite::ErrorCode::DiskFull | rusqlite::ErrorCode::SystemIoFailure)
+    )
+}
+
 impl Diagnose for CatalogError {
     fn remedy(&self) -> Option<String> {
         match self {
+            Self::Open { path, source } if no_room(source) => Some(format!("free space on the disk of {path}")),
             Self::Open { path, .. } | Self::Folder { path, .. } => {
                 Some(format!("check catalog.path and that {path} may be written"))
             }
             Self::TooNew { .. } => {
                 Some("use a newer dynavault, or move the file away and run `dynavault catalog rebuild`".into())
             }
+            Self::Statement { source, .. } if no_room(source) => Some("free space on the disk of the catalog".into()),
             Self::Statement { source, .. } => match source.sqlite_error_code() {
-                Some(rusqlite::ErrorCode::DiskFull) => Some("free space on the disk of the catalog".into()),
                 Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
                     Some("move the file away and run `dynavault catalog rebuild`: the vault has every snapshot".into())
                 }
@@ -70,6 +79,7 @@ impl Diagnose for CatalogError {
 
     fn kind(&self) -> FaultKind {
         match self {
+            Self::Open { source, .. } if no_room(source) => FaultKind::Failed,
             Self::Open { .. } | Self::Folder { .. } | Self::TooNew { .. } => FaultKind::Usage,
             _ => FaultKind::Failed,
         }

@@ -204,6 +204,11 @@ impl RowSource for DataverseSource {
             PageRequest::First { .. } => (first_page(table), false),
             PageRequest::Link(link) => (link.clone(), true),
         };
+        if link && address.contains("deltatoken") && let Err(error) = self.client.check_link(&address) {
+            // The environment has moved to another address since; its tokens did not move with it.
+            tracing::warn!(table = %table.table, %error, "the change token is of another address");
+            return Err(SourceError::TokenExpired { table: table.table.clone() });
+        }
         let what = format!("reading table {}", table.table);
         loop {
             let prefer = self.prefer(table, page);

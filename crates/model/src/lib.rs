@@ -24,7 +24,7 @@ pub use ports::{
     SharedContentSink, SharedSink, Stopped, TableEvent,
 };
 pub use report::{RunKind, RunReport, RunStatus, SchemaDrift, TableMode, TableReport, TableStatus, UnobservedInterval};
-pub use row::{Malformed, Member, Row, Scan, array_items, minify, scan};
+pub use row::{Malformed, Member, Row, Scan, Scanner, array_items, minify, scan};
 pub use schema::{Column, Platform, Refusal, TableListing, TableRef, TableSchema};
 pub use source_error::SourceError;
 pub use tally::{Tally, TallyTotals};

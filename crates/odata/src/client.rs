@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -166,6 +166,8 @@ pub struct Client {
     users: Vec<Arc<User>>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) chance: Chance,
+    /// The environment has answered, whatever it said.
+    pub(crate) reached: AtomicBool,
     /// Seconds since 1970 by the service's clock; [`NO_TIME`] before the first answer.
     service_seconds: AtomicI64,
 }
@@ -219,7 +221,8 @@ impl Client {
             })
             .collect();
         let chance = Chance::new(config.seed);
-        Ok(Self { config, base, http, users, clock, chance, service_seconds: AtomicI64::new(NO_TIME) })
+        let (reached, service_seconds) = (AtomicBool::new(false), AtomicI64::new(NO_TIME));
+        Ok(Self { config, base, http, users, clock, chance, reached, service_seconds })
     }
 
     /// Address that paths are relative to.
@@ -296,8 +299,7 @@ impl Client {
     ) -> Result<Reply, RequestError> {
         let url = self.check_link(path_or_url)?;
         let what = format!("reading {}", url.path());
-        let outgoing =
-            Outgoing { url, prefer, headers, body, kind: RequestKind::Small, what: &what, html_is_wrong: true };
+        let outgoing = Outgoing { url, prefer, headers, body, kind: RequestKind::Small, what: &what };
         let make = Arc::new(move |facts| BufferIntake::new(bytes_max, AtLimit::Fail, facts));
         let (head, body) = self.exchange(&slot.0, &outgoing, make, call).await?;
         Ok(Reply { status: head.status, headers: head.headers, body })
@@ -315,8 +317,7 @@ impl Client {
         call: &Call,
     ) -> Result<PageEnd, RequestError> {
         let url = self.check_link(path_or_url)?;
-        let outgoing =
-            Outgoing { url, prefer, headers: &[], body: None, kind: RequestKind::Page, what, html_is_wrong: true };
+        let outgoing = Outgoing { url, prefer, headers: &[], body: None, kind: RequestKind::Page, what };
         let make = Arc::new(move |facts| PageIntake::new(Arc::clone(&sink), facts));
         let (_, end) = self.exchange(&slot.0, &outgoing, make, call).await?;
         Ok(end)
@@ -334,8 +335,7 @@ impl Client {
         call: &Call,
     ) -> Result<Downloaded, RequestError> {
         let url = self.check_link(path_or_url)?;
-        let outgoing =
-            Outgoing { url, prefer: None, headers, body: None, kind: RequestKind::Content, what, html_is_wrong: false };
+        let outgoing = Outgoing { url, prefer: None, headers, body: None, kind: RequestKind::Content, what };
         let make = Arc::new(move |facts| ContentIntake::new(Arc::clone(&sink), facts));
         let (head, ()) = self.exchange(&slot.0, &outgoing, make, call).await?;
         Ok(Downloaded { status: head.status, headers: head.headers })

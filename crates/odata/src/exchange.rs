@@ -12,6 +12,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -48,8 +49,6 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) body: Option<Bytes>,
     pub(crate) kind: RequestKind,
     pub(crate) what: &'a str,
-    /// An HTML body in place of the answer is a gateway's page, not an answer.
-    pub(crate) html_is_wrong: bool,
 }
 
 /// The head of a successful answer.
@@ -144,7 +143,9 @@ impl Client {
                     (failure, after, error.to_string(), (failure == Failure::Doubtful).then_some(error))
                 }
             };
-            match attempts.failed(failure, now, after, self.chance.next()) {
+            let next = attempts.failed(failure, now, after, self.chance.next());
+            let reached = self.reached.load(Ordering::Relaxed);
+            match if reached { next } else { attempts.before_first_contact(next, now) } {
                 Next::Pause(pause) => {
                     debug!(
                         what = outgoing.what,
@@ -220,6 +221,7 @@ impl Client {
                 return Tried::Failed(Failure::Transient, format!("no answer within {seconds} s"));
             }
         };
+        self.reached.store(true, Ordering::Relaxed);
         let status = response.status().as_u16();
         let headers = ReplyHeaders::new(response.headers().clone());
         let signals = Signals::read(|name| headers.get(name), self.clock.now());
@@ -250,12 +252,15 @@ impl Client {
             return Tried::Refused { status, verdict, body, request_id: headers.request_id(), after };
         }
         permit.answered(Outcome::Answered, &signals);
-        if outgoing.html_is_wrong && headers.get("content-type").is_some_and(|kind| kind.starts_with("text/html")) {
+        // The service names the size of a file; HTML without it is a gateway's page, not an answer.
+        let file_size = headers.get("x-ms-file-size");
+        if file_size.is_none() && headers.get("content-type").is_some_and(|kind| kind.starts_with("text/html")) {
             return Tried::Failed(Failure::Malformed, "an HTML page came instead of data".to_owned());
         }
         let json = headers.get("content-type").is_some_and(|kind| kind.contains("json"));
+        let size = file_size.filter(|_| status == 200).and_then(|size| size.trim().parse().ok());
         let request_id = headers.request_id();
-        let outcome = self.body(response, Arc::clone(make), Facts { again: begun, json }, progress, call).await;
+        let outcome = self.body(response, Arc::clone(make), Facts { again: begun, json, size }, progress, call).await;
         match outcome {
             Ok(output) => Tried::Done(Head { status, headers }, output),
             Err(BodyFault::Cancelled) => Tried::Fatal(RequestError::Cancelled),
@@ -295,7 +300,7 @@ impl Client {
             }
         };
         let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
-        let taking = tokio::task::spawn_blocking(move || take_in(receiver, gzip, make(facts)));
+        let taking = tokio::task::spawn_blocking(move || take_in(receiver, gzip, facts.size, make(facts)));
         progress.begun = true;
         let fault = loop {
             let chunk = tokio::time::timeout(self.config.idle_timeout, response.chunk());

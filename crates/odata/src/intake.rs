@@ -73,6 +73,8 @@ pub(crate) struct Facts {
     pub(crate) again: bool,
     /// The answer says that the body is JSON.
     pub(crate) json: bool,
+    /// Bytes of the whole file, where the answer says so and gives all of it.
+    pub(crate) size: Option<u64>,
 }
 
 /// Takes a decompressed body, on a blocking thread.
@@ -90,16 +92,21 @@ pub(crate) trait Intake: Send + 'static {
 pub(crate) fn take_in<I: Intake>(
     pieces: mpsc::Receiver<Piece>,
     gzip: bool,
+    size: Option<u64>,
     mut intake: I,
 ) -> Result<I::Output, IntakeFault> {
     let mut body = Pieces { receiver: pieces, current: Bytes::new(), ended: false };
+    let mut taken = 0_u64;
     if gzip && !body.next()?.is_empty() {
         let mut decoder = MultiGzDecoder::new(body);
         let mut buffer = vec![0; INFLATE_BYTES];
         loop {
             match decoder.read(&mut buffer) {
                 Ok(0) => break,
-                Ok(count) => intake.take(&buffer[..count])?,
+                Ok(count) => {
+                    taken += count as u64;
+                    intake.take(&buffer[..count])?;
+                }
                 Err(fault) if fault.kind() == io::ErrorKind::Interrupted => {}
                 Err(fault) if fault.kind() == ABANDONED => return Err(IntakeFault::Abandoned),
                 Err(fault) if fault.kind() == io::ErrorKind::UnexpectedEof => {
@@ -115,9 +122,13 @@ pub(crate) fn take_in<I: Intake>(
             if length == 0 {
                 break;
             }
+            taken += length as u64;
             intake.take(bytes)?;
             body.consume(length);
         }
+    }
+    if let Some(size) = size.filter(|size| *size != taken) {
+        return Err(IntakeFault::Cut(format!("{taken} bytes came of a file of {size}")));
     }
     intake.finish()
 }

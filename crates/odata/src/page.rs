@@ -18,7 +18,7 @@ mod boundary;
 mod tests;
 
 use dynavault_model::{
-    Deletion, Diagnose, Malformed, Member, PageEnd, Retry, Row, RowSink, Scan, Stopped, minify, scan,
+    Deletion, Diagnose, Malformed, Member, PageEnd, Retry, Row, RowSink, Scan, Scanner, Stopped, minify, scan,
 };
 
 use crate::fault::ErrorBody;
@@ -114,6 +114,7 @@ pub struct PageSplitter {
     /// The part seen so far of a name, value or row that is cut by the end of a chunk; of an oversized row its start.
     held: Vec<u8>,
     boundary: Boundary,
+    scanner: Scanner,
     members: Vec<Member>,
     compact: Vec<u8>,
     row_bytes_max: usize,
@@ -132,6 +133,7 @@ impl PageSplitter {
             state: State::Start,
             held: Vec::new(),
             boundary: Boundary::of(b'{'),
+            scanner: Scanner::default(),
             members: Vec::new(),
             compact: Vec::new(),
             row_bytes_max,
@@ -210,7 +212,7 @@ impl PageSplitter {
 
     fn begin_row(&mut self, chunk: &[u8], at: usize, sink: &mut dyn RowSink) -> Result<usize, PageFault> {
         let rest = &chunk[at..];
-        match scan(rest, &mut self.members).map_err(|fault| self.malformed(at + fault.at, fault.what))? {
+        match self.scanner.scan(rest, &mut self.members).map_err(|fault| self.malformed(at + fault.at, fault.what))? {
             Scan::Complete { length, spaced } => {
                 self.state = State::AfterRow;
                 if length > self.row_bytes_max {
@@ -248,7 +250,7 @@ impl PageSplitter {
             return Ok(chunk.len());
         }
         let found =
-            scan(&self.held, &mut self.members).map_err(|fault| self.malformed(at + piece.len(), fault.what))?;
+            self.scanner.scan(&self.held, &mut self.members).map_err(|fault| self.malformed(at + piece.len(), fault.what))?;
         let Scan::Complete { length: scanned, spaced } = found else {
             return Err(self.malformed(at, "a row does not end where its brackets do"));
         };

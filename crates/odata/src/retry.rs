@@ -38,6 +38,9 @@ impl fmt::Debug for Chance {
 pub struct RetryPolicy {
     /// Longest time without progress, pauses of our own choice included.
     pub time_max: Duration,
+    /// The same while the environment has never answered this client: a wrong address should not take as long to be noticed
+    /// as an outage is waited out.
+    pub first_contact_time_max: Duration,
     /// Most tries without progress.
     pub tries_max: u32,
     /// Most tries more after an unexpected server error (`dataverse` protocol, section 5.7: two).
@@ -59,6 +62,7 @@ impl Default for RetryPolicy {
         Self {
             // Long enough for a fail-over of the service, short enough for an operator to learn of an outage.
             time_max: Duration::from_secs(15 * 60),
+            first_contact_time_max: Duration::from_secs(60),
             tries_max: 60,
             doubtful_max: 2,
             malformed_max: 2,
@@ -151,6 +155,17 @@ impl Attempts {
             self.furthest = bytes;
             self.since = now;
             self.failures = 0;
+        }
+    }
+
+    /// What becomes of the next try while the environment has never answered.
+    pub fn before_first_contact(&self, next: Next, now: Duration) -> Next {
+        let limit = self.policy.first_contact_time_max;
+        match next {
+            Next::Pause(pause) if now.saturating_sub(self.since) + pause > limit => {
+                Next::GiveUp(format!("first_contact_time_max = {} s without any answer", limit.as_secs()))
+            }
+            next => next,
         }
     }
 
@@ -255,6 +270,18 @@ mod tests {
             assert_eq!(attempts.failed(Failure::Throttled, at(1), None, 0.5), Next::Pause(Duration::ZERO));
         }
         assert_eq!(attempts.failed(Failure::Throttled, at(1), None, 0.5), Next::GiveUp("throttled_max = 50".into()));
+    }
+
+    #[test]
+    fn an_environment_that_never_answered_is_given_up_sooner() {
+        let policy = RetryPolicy { first_contact_time_max: at(60), ..RetryPolicy::default() };
+        let mut attempts = Attempts::new(policy, at(0));
+        let next = attempts.failed(Failure::Transient, at(58), None, 0.9);
+        assert!(matches!(attempts.before_first_contact(next, at(58)), Next::Pause(_)));
+        let next = attempts.failed(Failure::Transient, at(60), None, 0.9);
+        assert!(matches!(next, Next::Pause(_)));
+        let limit = "first_contact_time_max = 60 s without any answer".to_owned();
+        assert_eq!(attempts.before_first_contact(next, at(60)), Next::GiveUp(limit));
     }
 
     #[test]

@@ -630,7 +630,8 @@ impl EnvironmentRun {
         let mut tables = Vec::new();
         for (name, captured) in &ended.captured {
             let prior_table = before.get(name.as_str()).copied();
-            tables.push(self.table_manifest(snapshot, captured, prior_table, expected.get(name).copied()).await?);
+            let is_new = prior.manifest.as_ref().is_some_and(|prior| !knows(prior, name));
+            tables.push(self.table_manifest(snapshot, captured, prior_table, is_new, expected.get(name).copied()).await?);
         }
         let now = parts.clock.now();
         for (name, reason) in &ended.failed {
@@ -659,7 +660,11 @@ impl EnvironmentRun {
             .collect();
         let gone: Vec<String> =
             before.keys().filter(|name| !known.contains(*name)).map(ToString::to_string).collect();
-        let report = self.report(snapshot, now, &ended, &before, excluded.clone(), gone.clone(), schemas);
+        let mut report = self.report(snapshot, now, &ended, &before, excluded.clone(), gone.clone(), schemas);
+        for entry in report.tables.iter_mut().filter(|entry| entry.status == TableStatus::Succeeded) {
+            let table = tables.iter().find(|table| table.table == entry.table);
+            entry.schema_drift = table.and_then(|table| table.schema_drift.clone());
+        }
         let mut manifest = Manifest {
             format: FORMAT,
             snapshot,
@@ -694,6 +699,7 @@ impl EnvironmentRun {
         snapshot: SnapshotId,
         captured: &Captured,
         prior: Option<&TableManifest>,
+        is_new: bool,
         expected: Option<u64>,
     ) -> Result<TableManifest, PipelineError> {
         let Captured { schema, progress, segments } = captured;
@@ -729,14 +735,8 @@ impl EnvironmentRun {
                 skew_seconds: progress.skew_seconds,
             },
             unobserved: progress.unobserved.clone(),
-            schema_drift: mode::drift(prior_schema.as_ref(), prior.is_none(), schema)
-                .filter(|drift| !drift.new_table || self.has_prior(prior)),
+            schema_drift: mode::drift(prior_schema.as_ref(), is_new, schema),
         })
-    }
-
-    /// In the first snapshot every table would be "new"; that says nothing.
-    fn has_prior(&self, prior: Option<&TableManifest>) -> bool {
-        prior.is_some()
     }
 
     async fn cache_schema(&self, hash: &str, schema: &TableSchema) -> Result<(), PipelineError> {
@@ -859,6 +859,13 @@ impl EnvironmentRun {
             error: None,
         }
     }
+}
+
+/// Whether a snapshot says anything of a table. In the first one every table would be "new"; that says nothing.
+fn knows(manifest: &Manifest, table: &str) -> bool {
+    manifest.table(table).is_some()
+        || manifest.refused.iter().any(|refused| refused.table == table)
+        || manifest.excluded.iter().any(|excluded| excluded == table)
 }
 
 fn reason(reasons: &[String]) -> Option<String> {

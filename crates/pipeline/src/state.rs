@@ -36,9 +36,8 @@ pub struct StateError {
     pub(crate) source: io::Error,
 }
 
-pub(crate) fn failed(path: &Path) -> impl Fn(io::Error) -> StateError {
-    let path = path.display().to_string();
-    move |source| StateError { path: path.clone(), source }
+pub(crate) fn failed(path: &Path) -> impl Fn(io::Error) -> StateError + '_ {
+    move |source| StateError { path: path.display().to_string(), source }
 }
 
 /// Writes one sorted file. Visible under its name only when whole and durable.

@@ -133,6 +133,9 @@ impl<'a> TableRun<'a> {
             && let Ok(progress) = serde_json::from_str::<Progress>(&checkpoint.progress)
             && run.fits(&progress, &checkpoint)
         {
+            if !progress.tracked {
+                run.schema = untracked(&run.schema);
+            }
             run.progress = progress;
             run.segments = segments;
             run.phase = checkpoint.phase;
@@ -149,7 +152,9 @@ impl<'a> TableRun<'a> {
             (None, _) => true,
             (Some(_), None) => false,
         };
-        progress.shape == shape(&self.schema)
+        // A table may have turned out not to be tracked only when it was asked.
+        let schema = if progress.tracked { Arc::clone(&self.schema) } else { untracked(&self.schema) };
+        progress.shape == shape(&schema)
             && (progress.mode == self.job.mode || self.job.mode == TableMode::Delta)
             && same_base
             && progress.run_files.iter().all(here)
@@ -246,7 +251,7 @@ impl<'a> TableRun<'a> {
                 mode = TableMode::Sweep;
                 self.notice(format!("{reason}; the table is compared in full"));
                 if !tracked {
-                    self.schema = Arc::new(TableSchema { tracked: false, ..(*self.schema).clone() });
+                    self.schema = untracked(&self.schema);
                 }
                 if let Some(token) = self.job.prior.as_ref().and_then(|prior| prior.delta.as_ref()) {
                     unobserved = Some(UnobservedInterval { from: token.time, to: now });
@@ -582,6 +587,10 @@ impl<'a> TableRun<'a> {
         self.progress.counts = Some(counts);
         Ok(())
     }
+}
+
+fn untracked(schema: &TableSchema) -> Arc<TableSchema> {
+    Arc::new(TableSchema { tracked: false, ..schema.clone() })
 }
 
 pub(crate) fn file_name(path: &std::path::Path) -> String {

@@ -113,7 +113,7 @@ mod milliseconds {
 pub enum FaultKind {
     /// The connection closes after part of the body.
     CutBody,
-    /// Status 200 and a matching Content-Length, but the JSON ends early.
+    /// Status 200 and a matching Content-Length, but the JSON ends early, or a file that has its size in a header.
     TruncatedJson,
     /// 500 with 0x80040216.
     ServerError,

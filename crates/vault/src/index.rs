@@ -1,7 +1,7 @@
 //! The index of a segment: which rows it holds, where, and what they hash to. Lives in a zstd skippable frame.
 //!
 //! ```text
-//! blocks     1,024 entries each, zstd: ids byte-transposed · row numbers byte-transposed · hashes (u64 LE)
+//! blocks     1,024 entries each, zstd with checksum: ids byte-transposed · row numbers byte-transposed · hashes (u64 LE)
 //! filter     split-block Bloom filter, 32 bytes a block, about 10 bits an id
 //! directory  one entry per block: first id (16) · offset (u32) · length (u32) · entries (u32)
 //! frames     one entry per frame: rows in it (u32)
@@ -50,9 +50,12 @@ pub(crate) fn encode(entries: &[IndexEntry], frame_rows: &[u32]) -> io::Result<V
     let mut out = Vec::with_capacity(entries.len() * 26 + 256);
     let mut directory = Vec::new();
     let mut block = Vec::with_capacity(BLOCK_ENTRIES * ENTRY_BYTES);
+    let mut compressor = zstd::bulk::Compressor::new(1)?;
+    // Rows have their hashes; ids have only this. A flipped bit in a tombstone's id would bring a deleted row back.
+    compressor.include_checksum(true)?;
     for chunk in entries.chunks(BLOCK_ENTRIES) {
         encode_block(chunk, &mut block);
-        let compressed = zstd::bulk::compress(&block, 1)?;
+        let compressed = compressor.compress(&block)?;
         directory.extend_from_slice(&chunk[0].id.0);
         directory.extend_from_slice(&(out.len() as u32).to_le_bytes());
         directory.extend_from_slice(&(compressed.len() as u32).to_le_bytes());
@@ -353,6 +356,18 @@ mod tests {
     #[test]
     fn a_damaged_index_is_refused() {
         let index = encode(&entries(10), &[4, 6]).unwrap();
+        let Ok(Footer { filter_offset: block_bytes, .. }) =
+            Footer::decode(&index[index.len() - FOOTER_BYTES..], index.len() as u64)
+        else {
+            panic!("the footer is whole")
+        };
+        for bit in 0..block_bytes as usize * 8 {
+            let mut block = index[..block_bytes as usize].to_vec();
+            block[bit / 8] ^= 1 << (bit % 8);
+            // Some bits of a frame header mean nothing; none may change an entry.
+            let same = decode_block(&block, 10).is_ok_and(|decoded| decoded == entries(10));
+            assert!(same || decode_block(&block, 10).is_err(), "bit {bit} changes the index unnoticed");
+        }
         let footer = &index[index.len() - FOOTER_BYTES..];
         assert!(Footer::decode(footer, index.len() as u64 + 1).is_err());
         assert!(Footer::decode(&[0; FOOTER_BYTES], 64).is_err());

@@ -35,6 +35,8 @@ struct FramePlace {
 pub struct SegmentReader {
     name: BlobName,
     input: Box<dyn ReadSeek>,
+    /// Size of the object.
+    bytes_stored: u64,
     frames: Vec<FramePlace>,
     /// Offset of the index payload in the plain bytes.
     index_offset: u64,
@@ -45,6 +47,11 @@ pub struct SegmentReader {
 }
 
 impl SegmentReader {
+    /// Size of the object.
+    pub(crate) fn bytes_stored(&self) -> u64 {
+        self.bytes_stored
+    }
+
     /// Opens a segment; `ahead` is how much is fetched at a time.
     pub(crate) fn open(
         handle: &Handle,
@@ -55,6 +62,7 @@ impl SegmentReader {
         ahead: usize,
     ) -> Result<Self, VaultError> {
         let file = BlobFile::open(handle, store, name, ahead)?;
+        let bytes_stored = file.size();
         let mut input: Box<dyn ReadSeek> = if encrypted {
             Box::new(identities.open(file).ok_or_else(|| VaultError::NoKey { object: name.to_string() })?)
         } else {
@@ -101,6 +109,7 @@ impl SegmentReader {
         let mut reader = Self {
             name: name.clone(),
             input,
+            bytes_stored,
             frames,
             index_offset: index_frame.offset + 8,
             footer: Footer {
@@ -165,6 +174,9 @@ impl SegmentReader {
         let bytes = self.read_at(self.index_offset + u64::from(place.offset), place.length as usize)?;
         let entries = index::decode_block(&bytes, place.entries as usize)
             .map_err(|error| VaultError::damaged(&self.name, error))?;
+        if entries.first().is_none_or(|entry| entry.id != place.first) {
+            return Err(VaultError::damaged(&self.name, "its index does not match its directory"));
+        }
         if entries.iter().any(|entry| entry.row >= self.footer.rows_stored) {
             return Err(VaultError::damaged(&self.name, "its index names a row that is not there"));
         }

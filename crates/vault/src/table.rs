@@ -65,7 +65,10 @@ impl<'a> TableReader<'a> {
             self.vault.identities(),
             ahead,
         )?;
-        if reader.entries() != info.rows || u64::from(reader.rows_stored()) != info.rows_stored {
+        // A whole segment in the wrong place is not what its own checksums can tell.
+        if reader.bytes_stored() != info.bytes_stored
+            || reader.entries() != info.rows
+            || u64::from(reader.rows_stored()) != info.rows_stored {
             return Err(VaultError::damaged(name, "it holds other rows than its manifest says"));
         }
         Ok(reader)

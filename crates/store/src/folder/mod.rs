@@ -83,9 +83,9 @@ impl FolderStore {
                         .recursive(true)
                         .mode(FOLDER_MODE)
                         .create(root)
-                        .map_err(|error| io_error("making", root.display(), error))?,
+                        .map_err(|error| no_folder("making", root, error))?,
                 },
-                Err(error) => return Err(io_error("opening", root.display(), error)),
+                Err(error) => return Err(no_folder("opening", root, error)),
             }
             sweep_partials(root, now);
             Ok(())
@@ -227,6 +227,14 @@ pub(crate) fn io_error(action: &'static str, what: impl std::fmt::Display, sourc
             source: Box::new(source),
         },
         _ => StoreError::Failed { action, what, source: Cause::from(source) },
+    }
+}
+
+/// A place where no folder can be is a matter of configuration; everything else is the disk's.
+fn no_folder(action: &'static str, root: &Path, error: io::Error) -> StoreError {
+    match error.kind() {
+        io::ErrorKind::NotADirectory | io::ErrorKind::NotFound => unusable(root, &error.to_string()),
+        _ => io_error(action, root.display(), error),
     }
 }
 
