@@ -14,6 +14,8 @@ use crate::site::{Done, Site, UNREADABLE, copy, files, quoted, run_in, sorted};
 
 const KINDS: [&str; 2] = ["plain", "encrypted"];
 const SNAPSHOTS: [&str; 2] = ["1", "2"];
+/// Tables that are like others and would make the folders larger without adding anything.
+const LEFT_OUT: [&str; 6] = ["appointment", "incident", "lead", "opportunity", "phonecall", "queueitem"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
@@ -82,13 +84,13 @@ fn every_golden_vault_is_whole_and_exports_what_it_always_did() {
     assert!(!formats.is_empty());
     for (format, golden) in formats {
         let expected = SNAPSHOTS.map(|snapshot| files(&golden.join("expected").join(snapshot)));
-        assert!(expected[0].len() > 25 && expected[0] != expected[1], "format {format}: the expected rows are incomplete");
+        assert!(expected[0].len() > 20 && expected[0] != expected[1], "format {format}: the expected rows are incomplete");
         for kind in KINDS {
             let copy = Copy::of(&golden, kind, true);
             let before = files(&copy.folder.path().join("vault"));
             let report = copy.run(&["--json", "verify", "--deep"]).code(0).json();
             assert_eq!(report["manifests"], 2, "format {format}, {kind}");
-            assert!(report["rows"].as_u64().unwrap() > 100 && report["content_objects"].as_u64().unwrap() > 5, "{report}");
+            assert!(report["rows"].as_u64().unwrap() > 100 && report["content_objects"].as_u64().unwrap() >= 3, "{report}");
             for (snapshot, expected) in copy.snapshots().iter().zip(&expected) {
                 let exported = copy.export(snapshot);
                 assert_eq!(exported.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
@@ -146,12 +148,17 @@ fn a_golden_vault_can_be_gone_on_with() {
     }
 }
 
-/// The environment of the golden vaults, before its edit: without the rows that have large files.
-fn maker() -> Site {
-    let site = Site::new(Config { rows: 100, seed: 20_260_101, ..Config::default() });
-    while let Some(file) = site.simulator.files().into_iter().find(|file| file.bytes.len() > 8_000) {
+/// Deletes the rows that have large files.
+fn remove_large_files(site: &Site) {
+    while let Some(file) = site.simulator.files().into_iter().find(|file| file.bytes.len() > 12_000) {
         assert!(site.simulator.delete(&file.table, &file.row) >= 1, "{} {}", file.table, file.row);
     }
+}
+
+/// The environment of the golden vaults, before its edit: without the rows that have large files.
+fn maker() -> Site {
+    let site = Site::new(Config { rows: 60, seed: 20_260_101, ..Config::default() });
+    remove_large_files(&site);
     let mut settings = site.settings();
     settings.environment = format!("exclude = {UNREADABLE:?}\n");
     site.configure("dynavault.toml", &settings);
@@ -166,7 +173,7 @@ fn make(golden: &Path) {
     let key = golden.join("encrypted/restore.key");
     let recipient = site.run(&["key", "generate", &key.display().to_string()]).code(0);
     let mut settings = site.settings();
-    settings.environment = format!("exclude = {UNREADABLE:?}\n");
+    settings.environment = format!("exclude = {:?}\n", [&UNREADABLE[..], &LEFT_OUT].concat());
     for kind in KINDS {
         settings.catalog = site.path(&format!("{kind}.db"));
         settings.vault = format!("url = {}\n", quoted(&format!("file://{}", golden.join(kind).join("vault").display())));
@@ -181,12 +188,13 @@ fn make(golden: &Path) {
         }
         let expected = golden.join("expected").join(snapshot);
         fs::create_dir_all(&expected).unwrap();
-        for table in site.tables() {
+        for table in site.tables().into_iter().filter(|table| !LEFT_OUT.contains(&table.as_str())) {
             let done = site.run(&["--config", "plain.toml", "-q", "export", "--table", &table]).code(0);
             assert_eq!(sorted(done.text()), site.oracle(&table), "the expected rows are the simulator's");
             fs::write(expected.join(format!("{table}.jsonl")), &done.out).unwrap();
         }
-        site.simulator.edit(1, 60);
+        site.simulator.edit(1, 50);
+        remove_large_files(&site);
     }
     for kind in KINDS {
         // Locks are of this host.

@@ -558,8 +558,23 @@ pub(crate) fn compare(what: &str, found: &[String], expected: &[String]) {
     if found == expected {
         return;
     }
-    let short = |text: &&String| text.chars().take(400).collect::<String>();
-    let missing: Vec<String> = expected.iter().filter(|row| found.binary_search(row).is_err()).take(2).map(|row| short(&row)).collect();
-    let extra: Vec<String> = found.iter().filter(|row| expected.binary_search(row).is_err()).take(2).map(|row| short(&row)).collect();
-    panic!("{what}: {} rows, expected {}\nmissing: {missing:#?}\ntoo many: {extra:#?}", found.len(), expected.len());
+    let missing: Vec<&String> = expected.iter().filter(|row| found.binary_search(row).is_err()).collect();
+    let extra: Vec<&String> = found.iter().filter(|row| expected.binary_search(row).is_err()).collect();
+    // Both are sorted, so the first of each are often two versions of one row: shown from shortly before they differ.
+    let empty = String::new();
+    let (one, other) = (missing.first().unwrap_or(&&empty), extra.first().unwrap_or(&&empty));
+    let same = one.chars().zip(other.chars()).take_while(|(a, b)| a == b).count().saturating_sub(60);
+    let part = |row: &str| row.chars().skip(same).take(300).collect::<String>();
+    let key = |row: &str| row.chars().take(60).collect::<String>();
+    panic!(
+        "{what}: {} rows, expected {}; {} missing, {} too many\nmissing {} … {}\nfound   {} … {}",
+        found.len(),
+        expected.len(),
+        missing.len(),
+        extra.len(),
+        key(one),
+        part(one),
+        key(other),
+        part(other),
+    );
 }

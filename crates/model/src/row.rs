@@ -8,6 +8,8 @@
 //! A [`Row`] has no white space between its tokens, so it holds no line breaks and can be hashed as it stands; a row that
 //! arrives with white space goes through [`minify`] first, which drops it and nothing else.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use memchr::memchr2;
 
 /// Where a top-level member of a row is: byte offsets into the row. The key is without its quotes.
@@ -21,6 +23,14 @@ pub struct Member {
     pub value_start: u32,
     /// End of the value.
     pub value_end: u32,
+    /// Number of the name among those the [`Scanner`] knows; equal numbers mean equal names. [`Member::UNNUMBERED`] if
+    /// it was not scanned by one.
+    pub name: u32,
+}
+
+impl Member {
+    /// The name has no number.
+    pub const UNNUMBERED: u32 = u32::MAX;
 }
 
 /// What the scanner found.
@@ -57,12 +67,21 @@ const NAMES_AHEAD: usize = 6;
 
 /// Scans objects that mostly have the same members in the same order: a name that is the expected one is recognised by
 /// one comparison, and not searched for its end.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Scanner {
-    /// Names with their closing quote, in the order last seen.
-    names: Vec<Box<[u8]>>,
+    /// Names with their closing quote and their numbers, in the order last seen.
+    names: Vec<(Box<[u8]>, u32)>,
     /// Place of the name expected next.
     next: usize,
+    /// Tells this scanner's numbers from those of another.
+    serial: u64,
+}
+
+impl Default for Scanner {
+    fn default() -> Self {
+        static SERIAL: AtomicU64 = AtomicU64::new(1);
+        Self { names: Vec::new(), next: 0, serial: SERIAL.fetch_add(1, Ordering::Relaxed) }
+    }
 }
 
 impl Scanner {
@@ -72,29 +91,41 @@ impl Scanner {
         scan_with(bytes, members, Some(self))
     }
 
-    /// Length of the name at the start of `bytes`, if it is the expected one.
+    /// Tells this scanner's numbers of names from those of another; for [`Row::numbered`].
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// Length and number of the name at the start of `bytes`, if it is the expected one.
     #[inline]
-    fn expected(&mut self, bytes: &[u8]) -> Option<usize> {
-        let name = self.names.get(self.next)?;
+    fn expected(&mut self, bytes: &[u8]) -> Option<(usize, u32)> {
+        let (name, number) = self.names.get(self.next)?;
         if !bytes.starts_with(name) {
             return None;
         }
         self.next += 1;
-        Some(name.len() - 1)
+        Some((name.len() - 1, *number))
     }
 
-    /// Learns from a name (with its closing quote) that was not the expected one.
-    fn learn(&mut self, name: &[u8]) {
-        let ahead = self.names.iter().skip(self.next).take(NAMES_AHEAD).position(|known| **known == *name);
-        match ahead {
-            Some(distance) => self.next += distance + 1,
-            None if self.names.len() < NAMES_MAX => {
-                let place = self.next.min(self.names.len());
-                self.names.insert(place, name.into());
-                self.next = place + 1;
-            }
-            None => self.next += 1,
+    /// Learns from a name (with its closing quote) that was not the expected one; gives its number.
+    #[cold]
+    fn learn(&mut self, name: &[u8]) -> u32 {
+        let ahead = self.names.iter().skip(self.next).take(NAMES_AHEAD).position(|(known, _)| **known == *name);
+        if let Some(distance) = ahead {
+            self.next += distance + 1;
+            return self.names[self.next - 1].1;
         }
+        if self.names.len() >= NAMES_MAX {
+            self.next += 1;
+            return Member::UNNUMBERED;
+        }
+        // A name out of its place is known already; a second entry for the new place shares its number.
+        let known = self.names.iter().find(|(known, _)| **known == *name).map(|(_, number)| *number);
+        let number = known.unwrap_or(self.names.len() as u32);
+        let place = self.next.min(self.names.len());
+        self.names.insert(place, (name.into(), number));
+        self.next = place + 1;
+        number
     }
 }
 
@@ -142,14 +173,12 @@ fn scan_with(bytes: &[u8], members: &mut Vec<Member>, mut known: Option<&mut Sca
         }
         let key_start = at + 1;
         let expected = known.as_mut().and_then(|known| known.expected(&bytes[key_start..]));
-        let key_end = if let Some(length) = expected {
-            key_start + length
+        let (key_end, name) = if let Some((length, number)) = expected {
+            (key_start + length, number)
         } else {
             let Some(end) = string_end(bytes, key_start)? else { return Ok(Scan::Incomplete) };
-            if let Some(known) = known.as_mut() {
-                known.learn(&bytes[key_start..=end]);
-            }
-            end
+            let number = known.as_mut().map(|known| known.learn(&bytes[key_start..=end]));
+            (end, number.unwrap_or(Member::UNNUMBERED))
         };
         at = key_end + 1;
         if next!() != b':' {
@@ -177,6 +206,7 @@ fn scan_with(bytes: &[u8], members: &mut Vec<Member>, mut known: Option<&mut Sca
             key_end: key_end as u32,
             value_start: value_start as u32,
             value_end: at as u32,
+            name,
         });
         match next!() {
             b',' => at += 1,
@@ -310,9 +340,13 @@ fn string_end(bytes: &[u8], mut at: usize) -> Result<Option<usize>, Malformed> {
 /// End of the number or literal at `at`; `None` if the bytes end before it is known to end.
 #[inline]
 fn scalar_end(bytes: &[u8], at: usize) -> Result<Option<usize>, Malformed> {
-    // More than half of a wide row is this one literal.
+    // More than half of a wide row is this one literal, and most numbers are whole.
     if let Some(b"null,") = bytes.get(at..at + 5) {
         return Ok(Some(at + 4));
+    }
+    let digits = bytes[at..].iter().take(NEAR_BYTES).take_while(|byte| byte.is_ascii_digit()).count();
+    if digits > 0 && (bytes[at] != b'0' || digits == 1) && bytes.get(at + digits) == Some(&b',') {
+        return Ok(Some(at + digits));
     }
     let mut end = at;
     while let Some(byte) = bytes.get(end) {
@@ -449,6 +483,7 @@ pub fn minify(object: &[u8], compact: &mut Vec<u8>) {
 pub struct Row<'a> {
     bytes: &'a [u8],
     members: &'a [Member],
+    serial: u64,
 }
 
 /// The one member that is not part of a row's content: the service's concurrency tag.
@@ -457,7 +492,17 @@ const ETAG: &[u8] = b"@odata.etag";
 impl<'a> Row<'a> {
     /// A row from the result of [`scan`]: `bytes` is exactly the object, and it was not spaced.
     pub fn new(bytes: &'a [u8], members: &'a [Member]) -> Self {
-        Self { bytes, members }
+        Self { bytes, members, serial: 0 }
+    }
+
+    /// The same, from the result of a [`Scanner`] with this serial.
+    pub fn numbered(bytes: &'a [u8], members: &'a [Member], serial: u64) -> Self {
+        Self { bytes, members, serial }
+    }
+
+    /// Serial of the scanner whose numbers the members have; 0 for none.
+    pub fn serial(&self) -> u64 {
+        self.serial
     }
 
     /// The whole object.
@@ -619,7 +664,17 @@ mod tests {
         let (mut learned, mut fresh) = (Vec::new(), Vec::new());
         for text in rows.iter().chain(&rows) {
             assert_eq!(scanner.scan(text.as_bytes(), &mut learned), scan(text.as_bytes(), &mut fresh), "{text}");
-            assert_eq!(learned, fresh, "{text}");
+            let places = |members: &[Member]| -> Vec<(u32, u32, u32, u32)> {
+                members.iter().map(|m| (m.key_start, m.key_end, m.value_start, m.value_end)).collect()
+            };
+            assert_eq!(places(&learned), places(&fresh), "{text}");
+            let names: Vec<&[u8]> =
+                learned.iter().map(|m| &text.as_bytes()[m.key_start as usize..m.key_end as usize]).collect();
+            for (a, name_a) in learned.iter().zip(&names) {
+                for (b, name_b) in learned.iter().zip(&names) {
+                    assert_eq!(a.name == b.name, name_a == name_b, "{text}");
+                }
+            }
         }
     }
 

@@ -219,7 +219,7 @@ impl PageSplitter {
                     sink.oversized(&rest[..length.min(OVERSIZED_START_BYTES_MAX)], length as u64)?;
                 } else {
                     let row = &rest[..length];
-                    deliver(row, spaced, &mut self.members, &mut self.compact, sink)
+                    deliver(row, spaced, self.scanner.serial(), &mut self.members, &mut self.compact, sink)
                         .map_err(|fault| fault.at(self.passed + at as u64))?;
                 }
                 Ok(at + length)
@@ -257,7 +257,7 @@ impl PageSplitter {
         if scanned != length {
             return Err(self.malformed(at, "a row does not end where its brackets do"));
         }
-        deliver(&self.held, spaced, &mut self.members, &mut self.compact, sink)
+        deliver(&self.held, spaced, self.scanner.serial(), &mut self.members, &mut self.compact, sink)
             .map_err(|fault| fault.at(self.passed + at as u64))?;
         self.state = State::AfterRow;
         Ok(at + piece.len())
@@ -364,6 +364,7 @@ impl From<Stopped> for RowFault {
 fn deliver(
     bytes: &[u8],
     spaced: bool,
+    serial: u64,
     members: &mut Vec<Member>,
     compact: &mut Vec<u8>,
     sink: &mut dyn RowSink,
@@ -375,7 +376,7 @@ fn deliver(
     } else {
         bytes
     };
-    let row = Row::new(bytes, members);
+    let row = Row::numbered(bytes, members, serial);
     match deletion(&row)? {
         Some(deletion) => sink.deleted(deletion)?,
         None => sink.row(&row)?,
@@ -385,12 +386,18 @@ fn deliver(
 
 const CONTEXT: &[u8] = b"@odata.context";
 const REMOVED: &[u8] = b"@removed";
+/// Most members of a deletion.
+const DELETION_MEMBERS_MAX: usize = 8;
 
 /// The deletion a row of a delta page stands for, if it does. Dataverse sends `@odata.context` ending in
 /// `$deletedEntity` with `id` and `reason` (`dataverse` protocol, section 4.2, confirmed); `@removed` is the form of
 /// OData 4.01 (assumed).
 fn deletion(row: &Row<'_>) -> Result<Option<Deletion>, RowFault> {
     let mut removed = None;
+    // A deletion names a row and a reason; a wide row need not be looked through.
+    if row.members().len() > DELETION_MEMBERS_MAX {
+        return Ok(None);
+    }
     for member in row.members() {
         // Comparing lengths first keeps this loop, which runs over every member of every row, out of the bytes.
         let length = (member.key_end - member.key_start) as usize;

@@ -39,7 +39,12 @@ const COLUMNS_MAX: usize = 20_000;
 const NULLS: &[u8] = b"null,null,null,null,null,null,null,null,null,null,null,null,null,null,null,null,";
 
 /// Values up to this length are copied in one piece with what follows them.
-const SHORT_BYTES: usize = 16;
+const SHORT_BYTES: usize = 48;
+
+/// No column is known for a name's number.
+const UNKNOWN: u32 = u32::MAX;
+/// Most numbers of names that are remembered.
+const NUMBERS_MAX: usize = 4096;
 
 #[derive(Debug)]
 struct ColumnBuffer {
@@ -133,6 +138,9 @@ pub struct BatchBuilder {
     reordered: Vec<(u32, Vec<u32>)>,
     /// Column number of each member of the row at hand.
     scratch: Vec<u32>,
+    /// Column of each numbered name of the scanner with this serial.
+    by_number: Vec<u32>,
+    serial: u64,
 }
 
 impl BatchBuilder {
@@ -153,33 +161,26 @@ impl BatchBuilder {
 
     /// Adds a row; on an error the batch is as before.
     pub fn push(&mut self, row: &Row<'_>) -> Result<(), BatchError> {
-        // First find each member's column, so that a bad row leaves nothing behind. Rows of one table nearly always have
-        // the columns in the same order, so the next column is tried before the map is asked.
+        // First find each member's column, so that a bad row leaves nothing behind. A scanner numbers the names, so
+        // that a name is compared with another once per row and not looked up again here.
         self.scratch.clear();
-        let mut cursor = 0_usize;
+        if row.serial() != self.serial {
+            self.serial = row.serial();
+            self.by_number.clear();
+        }
+        let mut cursor = 0_u32;
         let mut in_order = true;
         for member in row.members() {
-            let key = row.key(member);
-            let column = match self.order.get(cursor) {
-                Some(&column) if *self.columns[column as usize].name == *key => {
-                    cursor += 1;
-                    column
-                }
-                _ => {
-                    if let Some(&column) = self.by_name.get(key) {
-                        let place = self.place[column as usize] as usize;
-                        if place < cursor {
-                            in_order = false;
-                        } else {
-                            cursor = place + 1;
-                        }
-                        column
-                    } else {
-                        cursor += 1;
-                        self.add_column(key, cursor - 1)
-                    }
-                }
+            let column = match self.by_number.get(member.name as usize) {
+                Some(&column) if column != UNKNOWN => column,
+                _ => self.column(row.key(member), cursor as usize, member.name),
             };
+            let place = self.place[column as usize];
+            if place < cursor {
+                in_order = false;
+            } else {
+                cursor = place + 1;
+            }
             self.scratch.push(column);
         }
         if !in_order {
@@ -198,6 +199,22 @@ impl BatchBuilder {
         self.rows += 1;
         self.raw_bytes += row.bytes().len();
         Ok(())
+    }
+
+    /// The column of a name, a new one at `at` in the order if there is none; remembers it for the name's number.
+    #[cold]
+    fn column(&mut self, key: &[u8], at: usize, number: u32) -> u32 {
+        let column = match self.by_name.get(key) {
+            Some(column) => *column,
+            None => self.add_column(key, at),
+        };
+        if self.serial != 0 && (number as usize) < NUMBERS_MAX {
+            if self.by_number.len() <= number as usize {
+                self.by_number.resize(number as usize + 1, UNKNOWN);
+            }
+            self.by_number[number as usize] = column;
+        }
+        column
     }
 
     fn add_column(&mut self, key: &[u8], at: usize) -> u32 {
