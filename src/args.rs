@@ -7,7 +7,9 @@ use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 /// Backup and restore of Microsoft Dynamics 365 records, in an open format, in storage you own.
 #[derive(Debug, Parser)]
 #[command(name = "dynavault", version, propagate_version = true, arg_required_else_help = true)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 finished with refused rows or tables,\n4 damage found, 5 another run holds the lock, 6 sign-in or permission, 130 interrupted.\n\nFirst time? Try `dynavault demo`.")]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 finished with refused rows or tables,\n4 damage found, 5 another run holds the lock, 6 sign-in or permission, 130 interrupted.\n\nFirst time? Try `dynavault demo`."
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -85,7 +87,9 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
     /// Write the rows of one table as of a snapshot, ordered by row id.
-    #[command(after_help = "Example: dynavault export contoso-prod --table account --at 2026-01-31T12:00:00Z -o accounts.jsonl")]
+    #[command(
+        after_help = "Example: dynavault export contoso-prod --table account --at 2026-01-31T12:00:00Z -o accounts.jsonl"
+    )]
     Export {
         /// The environment; may be left out when only one is configured.
         environment: Option<String>,

@@ -26,9 +26,7 @@ pub(crate) struct Progress {
 impl Progress {
     /// A progress for the terminal, or a silent one where there is none.
     pub(crate) fn new(global: &Global) -> Arc<Self> {
-        let shown = !global.quiet
-            && !global.no_progress
-            && std::io::IsTerminal::is_terminal(&std::io::stderr());
+        let shown = !global.quiet && !global.no_progress && std::io::IsTerminal::is_terminal(&std::io::stderr());
         let target = if shown { ProgressDrawTarget::stderr_with_hz(4) } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {

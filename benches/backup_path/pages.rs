@@ -11,9 +11,38 @@ use rand_chacha::ChaCha8Rng;
 const PAGE_ROWS: u64 = 5_000;
 
 const WORDS: &[&str] = &[
-    "Alpine", "Contoso", "Fabrikam", "Northwind", "Harbour", "Vertrieb", "Logistik", "Solar", "Granite", "Museum",
-    "Orchard", "Velvet", "Copper", "Lantern", "Meridian", "Sable", "Tundra", "Willow", "Zenith", "Quarry", "Bridge",
-    "Falcon", "Amber", "Cobalt", "Delta", "Ember", "Fjord", "Garnet", "Hazel", "Indigo", "Juniper", "Kestrel",
+    "Alpine",
+    "Contoso",
+    "Fabrikam",
+    "Northwind",
+    "Harbour",
+    "Vertrieb",
+    "Logistik",
+    "Solar",
+    "Granite",
+    "Museum",
+    "Orchard",
+    "Velvet",
+    "Copper",
+    "Lantern",
+    "Meridian",
+    "Sable",
+    "Tundra",
+    "Willow",
+    "Zenith",
+    "Quarry",
+    "Bridge",
+    "Falcon",
+    "Amber",
+    "Cobalt",
+    "Delta",
+    "Ember",
+    "Fjord",
+    "Garnet",
+    "Hazel",
+    "Indigo",
+    "Juniper",
+    "Kestrel",
 ];
 const CITIES: &[&str] = &["Zürich", "Lyon", "Oslo", "Leeds", "Porto", "Gdańsk", "Austin", "Osaka", "Perth", "Quito"];
 
@@ -97,15 +126,24 @@ fn row(rng: &mut ChaCha8Rng, number: u64, units: &[String], out: &mut String) {
             let filled = rng.random_range(0..100) < 60;
             let _ = match kind {
                 Kind::Text if n == 0 => write!(out, ",\"address1_line0\":\"{name} {}\"", rng.random_range(1..9999)),
-                Kind::Text if n % 6 == 1 => write!(out, ",\"address1_line{n}\":\"{}\"", CITIES[rng.random_range(0..CITIES.len())]),
+                Kind::Text if n % 6 == 1 => {
+                    write!(out, ",\"address1_line{n}\":\"{}\"", CITIES[rng.random_range(0..CITIES.len())])
+                }
                 Kind::Text if n % 6 == 2 && filled => write!(
                     out,
                     ",\"address1_line{n}\":\"{}@{}.example\"",
                     words(rng, 1).to_lowercase(),
                     words(rng, 1).to_lowercase()
                 ),
-                Kind::Text if n % 6 == 3 && filled => write!(out, ",\"address1_line{n}\":\"+41 {} {:03}\"", rng.random_range(20..99), rng.random_range(0..1000)),
-                Kind::Text if n == 4 && filled => write!(out, ",\"address1_line{n}\":\"{}.\\r\\n{}\"", words(rng, 14), words(rng, 10)),
+                Kind::Text if n % 6 == 3 && filled => write!(
+                    out,
+                    ",\"address1_line{n}\":\"+41 {} {:03}\"",
+                    rng.random_range(20..99),
+                    rng.random_range(0..1000)
+                ),
+                Kind::Text if n == 4 && filled => {
+                    write!(out, ",\"address1_line{n}\":\"{}.\\r\\n{}\"", words(rng, 14), words(rng, 10))
+                }
                 Kind::Text if filled => write!(out, ",\"address1_line{n}\":\"{}\"", words(rng, 2)),
                 Kind::Text => write!(out, ",\"address1_line{n}\":null"),
                 Kind::Code => write!(out, ",\"new_reference{n}\":\"C-{:06}\"", rng.random_range(0..200_000 / (n + 1))),
@@ -122,7 +160,12 @@ fn row(rng: &mut ChaCha8Rng, number: u64, units: &[String], out: &mut String) {
                     rng.random_range(0..60)
                 ),
                 Kind::Date => write!(out, ",\"new_visiton{n}\":null"),
-                Kind::Money if filled => write!(out, ",\"new_revenue{n}\":{}.{:02}00", rng.random_range(0..5_000) * 10, rng.random_range(0..4) * 25),
+                Kind::Money if filled => write!(
+                    out,
+                    ",\"new_revenue{n}\":{}.{:02}00",
+                    rng.random_range(0..5_000) * 10,
+                    rng.random_range(0..4) * 25
+                ),
                 Kind::Money => write!(out, ",\"new_revenue{n}\":null"),
                 Kind::Number => write!(out, ",\"new_count{n}\":{}", rng.random_range(0..50)),
                 Kind::Lookup if filled => write!(

@@ -59,10 +59,16 @@ fn answer(stream: &TcpStream, folder: &Path, address: &str) -> bool {
         return json(&mut stream, r#"{"token_type":"Bearer","expires_in":3600,"access_token":"bench"}"#);
     }
     if path.contains("WhoAmI") {
-        return json(&mut stream, r#"{"OrganizationId":"00000000-0000-0000-0000-000000000001","UserId":"00000000-0000-0000-0000-000000000002","BusinessUnitId":"x"}"#);
+        return json(
+            &mut stream,
+            r#"{"OrganizationId":"00000000-0000-0000-0000-000000000001","UserId":"00000000-0000-0000-0000-000000000002","BusinessUnitId":"x"}"#,
+        );
     }
     if path.contains("EntityDefinitions") {
-        return json(&mut stream, r#"{"value":[{"LogicalName":"account","EntitySetName":"accounts","PrimaryIdAttribute":"accountid","TableType":"Standard","ChangeTrackingEnabled":true}]}"#);
+        return json(
+            &mut stream,
+            r#"{"value":[{"LogicalName":"account","EntitySetName":"accounts","PrimaryIdAttribute":"accountid","TableType":"Standard","ChangeTrackingEnabled":true}]}"#,
+        );
     }
     if path.contains("RetrieveMetadataChanges") {
         let columns: Vec<serde_json::Value> = pages::columns()

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dynavault_engine::{
-    Backup, BackupRequest, Config, Engine, ExportRequest, Failure, SnapshotWanted, VerifyOptions,
-};
+use dynavault_engine::{Backup, BackupRequest, Config, Engine, ExportRequest, Failure, SnapshotWanted, VerifyOptions};
 use dynavault_model::{FaultKind, Observer, RunReport, SnapshotId, TableStatus, Tally};
 use dynavault_simulator::{Config as SimulatorConfig, Handle, Simulator};
 use tokio_util::sync::CancellationToken;
@@ -91,12 +89,16 @@ impl Demo<'_> {
         let first = self.backup().await?;
         self.heading("2. A day of work: random creates, updates, deletes, links and files");
         let edits = self.simulator.edit(seed, 400);
-        let sum = edits.tables.values().fold((0, 0, 0), |sum, table| {
-            (sum.0 + table.created, sum.1 + table.updated, sum.2 + table.deleted)
-        });
+        let sum = edits
+            .tables
+            .values()
+            .fold((0, 0, 0), |sum, table| (sum.0 + table.created, sum.1 + table.updated, sum.2 + table.deleted));
         print::talk(&format!(
             "{} rows created, {} updated, {} deleted in {} tables",
-            sum.0, sum.1, sum.2, edits.tables.len()
+            sum.0,
+            sum.1,
+            sum.2,
+            edits.tables.len()
         ));
         let after = Moment::of(&self.simulator);
         self.heading("3. An incremental backup: only what changed");
@@ -112,10 +114,8 @@ impl Demo<'_> {
         let old = self.prove(&before, &first).await?;
         let new = self.prove(&after, &second).await?;
         self.heading("5. Every object of the vault against its hashes");
-        let report = self
-            .engine
-            .verify(None, VerifyOptions { deep: true, sample_percent: 100 }, self.cancel.clone())
-            .await?;
+        let report =
+            self.engine.verify(None, VerifyOptions { deep: true, sample_percent: 100 }, self.cancel.clone()).await?;
         print::talk(&format!(
             "{} segments and {} content objects checked, {} rows decoded, {} damaged",
             report.segments,
@@ -159,9 +159,10 @@ impl Demo<'_> {
             }
         }
         // Captured or named as a hole: nothing may be missing from the report.
-        let missing = moment.rows.keys().filter(|name| {
-            !report.tables.iter().any(|table| table.table == **name) && !report.excluded.contains(name)
-        });
+        let missing = moment
+            .rows
+            .keys()
+            .filter(|name| !report.tables.iter().any(|table| table.table == **name) && !report.excluded.contains(name));
         wrong.extend(missing.cloned());
         let files = self.prove_files(moment, report, snapshot, &mut wrong).await?;
         if wrong.is_empty() {
@@ -224,7 +225,10 @@ impl Demo<'_> {
                 let config = folder.join("dynavault.toml");
                 print::talk(&format!("dynavault --config {} snapshot list", config.display()));
                 print::talk(&format!("dynavault --config {} export --table account | head -n 1", config.display()));
-                print::talk(&format!("zstd -dc {}/vault/environments/{ENVIRONMENT}/tables/account/*.jsonl.zst | head -c 400", folder.display()));
+                print::talk(&format!(
+                    "zstd -dc {}/vault/environments/{ENVIRONMENT}/tables/account/*.jsonl.zst | head -c 400",
+                    folder.display()
+                ));
             }
             None => print::talk("dynavault demo --keep ./demo      the same, with a vault to look into afterwards"),
         }

@@ -85,7 +85,11 @@ pub(super) async fn rebuild(global: &Global) -> Outcome {
             "recorded {} snapshots of {} environments{}",
             stats.snapshots,
             stats.environments,
-            if stats.unreadable > 0 { format!("; {} cannot be read with the keys at hand", stats.unreadable) } else { String::new() }
+            if stats.unreadable > 0 {
+                format!("; {} cannot be read with the keys at hand", stats.unreadable)
+            } else {
+                String::new()
+            }
         ));
     }
     Ok(exit::DONE)

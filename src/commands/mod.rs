@@ -87,10 +87,9 @@ fn wanted(when: &When) -> Result<SnapshotWanted, Failure> {
     match (&when.snapshot, when.at) {
         (None, None) => Ok(SnapshotWanted::Latest),
         (Some(text), _) if text == "latest" => Ok(SnapshotWanted::Latest),
-        (Some(text), _) => text
-            .parse()
-            .map(SnapshotWanted::Id)
-            .map_err(|_| Failure::usage(format!("{text:?} is not a snapshot id"), "`dynavault snapshot list` shows them")),
+        (Some(text), _) => text.parse().map(SnapshotWanted::Id).map_err(|_| {
+            Failure::usage(format!("{text:?} is not a snapshot id"), "`dynavault snapshot list` shows them")
+        }),
         (None, Some(time)) => Ok(SnapshotWanted::At(time)),
     }
 }

@@ -43,7 +43,11 @@ pub(super) async fn show(named: Option<String>, when: &When, global: &Global) ->
     }
     print::data(&format!(
         "snapshot {} of {}, committed {}, rows read from {} to {}",
-        manifest.snapshot, manifest.environment, manifest.created, manifest.window.first_read, manifest.window.last_read
+        manifest.snapshot,
+        manifest.environment,
+        manifest.created,
+        manifest.window.first_read,
+        manifest.window.last_read
     ));
     let word = |value: serde_json::Result<serde_json::Value>| {
         value.ok().and_then(|value| value.as_str().map(str::to_string)).unwrap_or_default()

@@ -21,7 +21,9 @@ pub(super) async fn run(
     } else {
         for damage in &report.damage {
             let rows = match &damage.table {
-                Some(table) => format!(" ({} rows of {table}, in {} snapshots)", print::count(damage.rows), damage.snapshots.len()),
+                Some(table) => {
+                    format!(" ({} rows of {table}, in {} snapshots)", print::count(damage.rows), damage.snapshots.len())
+                }
                 None => String::new(),
             };
             print::data(&format!("damaged: {}: {}{rows}", damage.object, damage.detail));
@@ -34,7 +36,11 @@ pub(super) async fn run(
             print::count(report.rows),
             print::count(report.content_objects),
             print::bytes(report.bytes),
-            if report.skipped > 0 { format!(", {} left out by the sample", print::count(report.skipped)) } else { String::new() },
+            if report.skipped > 0 {
+                format!(", {} left out by the sample", print::count(report.skipped))
+            } else {
+                String::new()
+            },
         ));
     }
     Ok(if report.damage.is_empty() { exit::DONE } else { exit::DAMAGE })

@@ -15,7 +15,7 @@ use std::path::Path;
 use dynavault_simulator::Config;
 use serde_json::Value;
 
-use crate::site::{Site, copy, files, sorted, UNREADABLE};
+use crate::site::{Site, UNREADABLE, copy, files, sorted};
 
 const ROOT: &str = "environments/simulated";
 
@@ -84,9 +84,12 @@ impl Bench {
         let site = Site::new(Config { rows: 150, ..Config::default() });
         let mut settings = site.settings();
         // Notes have content that is small; accounts have one of seven megabytes.
-        settings.environment = format!("include = [\"account\", \"annotation\", \"contact\"]\nexclude = {UNREADABLE:?}\n");
+        settings.environment =
+            format!("include = [\"account\", \"annotation\", \"contact\"]\nexclude = {UNREADABLE:?}\n");
         site.configure("all.toml", &settings);
-        let table = |site: &Site| ["account", "annotation"].iter().map(|name| ((*name).to_owned(), site.oracle(name))).collect();
+        let table = |site: &Site| {
+            ["account", "annotation"].iter().map(|name| ((*name).to_owned(), site.oracle(name))).collect()
+        };
         let run = |site: &Site| {
             site.run(&["--config", "all.toml", "-q", "backup", "--table", "a*"]).code(0);
             site.run(&["--config", "all.toml", "--json", "snapshot", "show"]).code(0).json()
@@ -111,7 +114,8 @@ impl Bench {
     fn segment(&self, table: &str, kind: &str, nth: usize) -> (String, u64) {
         let segments = self.table(1, table)["segments"].as_array().unwrap();
         let of_kind: Vec<&Value> = segments.iter().filter(|segment| segment["kind"] == kind).collect();
-        let segment = of_kind.get(nth).unwrap_or_else(|| panic!("{table} has {} segments of kind {kind}", of_kind.len()));
+        let segment =
+            of_kind.get(nth).unwrap_or_else(|| panic!("{table} has {} segments of kind {kind}", of_kind.len()));
         let middle = match kind {
             "rows" => String::new(),
             other => format!(".{other}"),
@@ -142,7 +146,10 @@ impl Bench {
             let done = self.site.run(&line);
             assert!(!done.err.contains("panicked"), "{context}: {arguments:?}: {}", done.err);
             let code = done.status.code().unwrap_or_else(|| panic!("{context}: {arguments:?} died: {:?}", done.status));
-            assert!(code == 0 || code == 4 || done.err.starts_with("error: "), "{context}: {arguments:?}: {code} without a word");
+            assert!(
+                code == 0 || code == 4 || done.err.starts_with("error: "),
+                "{context}: {arguments:?}: {code} without a word"
+            );
             (code, done)
         };
         let verified = [&["--json", "verify"][..], &["--json", "verify", "--deep"]].map(|arguments| {
@@ -161,7 +168,11 @@ impl Bench {
     fn never_wrong(&self, seen: &Seen, table: &str) {
         for (snapshot, (code, rows, _)) in seen.exported.iter().enumerate() {
             if *code == 0 {
-                assert_eq!(rows, &self.rows[snapshot][table], "{}: snapshot {snapshot} was exported with wrong rows", seen.context);
+                assert_eq!(
+                    rows, &self.rows[snapshot][table],
+                    "{}: snapshot {snapshot} was exported with wrong rows",
+                    seen.context
+                );
             }
         }
     }
@@ -178,7 +189,12 @@ impl Seen {
             assert_eq!(damage[0]["object"], object, "{}", self.context);
             assert!(damage[0]["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{}", self.context);
             if let Some((table, rows)) = rows {
-                assert_eq!((&damage[0]["table"], &damage[0]["rows"]), (&Value::from(table), &Value::from(rows)), "{}", self.context);
+                assert_eq!(
+                    (&damage[0]["table"], &damage[0]["rows"]),
+                    (&Value::from(table), &Value::from(rows)),
+                    "{}",
+                    self.context
+                );
                 assert!(!damage[0]["snapshots"].as_array().unwrap().is_empty());
             }
         }
@@ -268,7 +284,11 @@ fn a_damaged_manifest_is_named_and_the_other_snapshot_stays() {
             for (code, report, err) in &seen.verified {
                 assert_eq!(*code, 4, "{}: {report:?} {err}", seen.context);
                 let damage = report.as_ref().unwrap()["damage"].as_array().unwrap();
-                assert!(damage.iter().any(|damage| damage["object"] == objects[snapshot].as_str()), "{}: {damage:?}", seen.context);
+                assert!(
+                    damage.iter().any(|damage| damage["object"] == objects[snapshot].as_str()),
+                    "{}: {damage:?}",
+                    seen.context
+                );
             }
             bench.never_wrong(&seen, "account");
             assert_eq!(seen.exported[1 - snapshot].0, 0, "{}: {:?}", seen.context, seen.exported);
@@ -280,15 +300,19 @@ fn a_damaged_manifest_is_named_and_the_other_snapshot_stays() {
 fn a_damaged_description_is_a_clear_error_and_catalog_rebuild_heals_nothing_silently() {
     let bench = Bench::new();
     let manifest = bench.manifest(0);
-    for way in [Way::Deleted, Way::Cut(0), Way::Cut(50), Way::Flipped(0, 1), Way::Flipped(100, 1), Way::Replaced(&manifest)] {
+    for way in
+        [Way::Deleted, Way::Cut(0), Way::Cut(50), Way::Flipped(0, 1), Way::Flipped(100, 1), Way::Replaced(&manifest)]
+    {
         let seen = bench.meet("dynavault.json", way, "account", "jsonl");
         bench.never_wrong(&seen, "account");
         let code = if matches!(way, Way::Deleted) { 2 } else { 4 };
         // The line end at the end of the document does not count.
         let harmless = matches!(way, Way::Flipped(100, _)) && seen.verified[0].0 == 0;
-        for (found, said) in
-            [(seen.verified[0].0, &seen.verified[0].2), (seen.verified[1].0, &seen.verified[1].2), (seen.exported[1].0, &seen.exported[1].2)]
-        {
+        for (found, said) in [
+            (seen.verified[0].0, &seen.verified[0].2),
+            (seen.verified[1].0, &seen.verified[1].2),
+            (seen.exported[1].0, &seen.exported[1].2),
+        ] {
             assert!(harmless || found == code, "{}: {found}: {said}", seen.context);
             let named = if code == 2 { "there is no vault at" } else { "dynavault.json" };
             assert!(harmless || said.contains(named), "{}: {said}", seen.context);

@@ -55,7 +55,8 @@ fn a_bad_configuration_is_2_and_says_where_and_what_is_meant() {
     changed("kind = \"client-secret\"", "kind = \"client-secrets\"").says(&["client-secrets"]);
     changed("url = \"http://127.0.0.1", "url = \"http://192.0.2.1").says(&["is not https"]);
     changed("[limits]\n", "[limits]\nmemory_mib = 1\n").says(&["limits.memory_mib"]);
-    changed("secret = { file = ", "secret = { env = \"DYNAVAULT_NOT_SET\" } } # ").says(&["DYNAVAULT_NOT_SET is not set"]);
+    changed("secret = { file = ", "secret = { env = \"DYNAVAULT_NOT_SET\" } } # ")
+        .says(&["DYNAVAULT_NOT_SET is not set"]);
     changed("name = \"simulated\"", "name = \"../simulated\"").says(&["cannot be a folder"]);
     fs::write(site.path("bad.toml"), "[vault\n").unwrap();
     site.run(&["--config", "bad.toml", "config", "check"]).code(2).is_one_error().says(&["line 1"]);
@@ -70,14 +71,18 @@ fn names_that_do_not_exist_are_2_with_the_way_to_the_right_ones() {
     let run = |arguments: &[&str]| site.run(arguments).code(2).is_one_error();
     run(&["backup", "simulate"]).says(&["no environment \"simulate\"", "did you mean \"simulated\""]);
     // Nothing was backed up yet: the vault is not there, and looking does not make it.
-    for arguments in [&["snapshot", "list"][..], &["verify"], &["export", "--table", "account"], &["catalog", "rebuild"]] {
+    for arguments in
+        [&["snapshot", "list"][..], &["verify"], &["export", "--table", "account"], &["catalog", "rebuild"]]
+    {
         run(arguments).says(&["no such folder"]);
     }
     assert!(!site.path("vault").exists());
     site.run(&["backup", "-q"]).code(0);
     run(&["export", "--table", "acount"]).says(&["does not have table acount", "snapshot show"]);
-    run(&["export", "--table", "account", "--snapshot", "tomorrow"]).says(&["\"tomorrow\" is not a snapshot id", "snapshot list"]);
-    run(&["export", "--table", "account", "--snapshot", "01J8ZQ4T3N5K6M7P8R9S0TVWXY"]).says(&["has no snapshot 01J8ZQ4T3N5K6M7P8R9S0TVWXY"]);
+    run(&["export", "--table", "account", "--snapshot", "tomorrow"])
+        .says(&["\"tomorrow\" is not a snapshot id", "snapshot list"]);
+    run(&["export", "--table", "account", "--snapshot", "01J8ZQ4T3N5K6M7P8R9S0TVWXY"])
+        .says(&["has no snapshot 01J8ZQ4T3N5K6M7P8R9S0TVWXY"]);
     run(&["export", "--table", "account", "--at", "2001-01-01T00:00:00Z"]).says(&["no snapshot at or before 2001"]);
     run(&["snapshot", "show", "--at", "2001-01-01T00:00:00Z"]).says(&["no snapshot at or before 2001"]);
     run(&["run", "show", "01J8ZQ4T3N5K6M7P8R9S0TVWXY"]).says(&["no run 01J8ZQ4T3N5K6M7P8R9S0TVWXY", "run list"]);
@@ -160,9 +165,15 @@ pub(crate) fn stranger_service() -> String {
             }
             reader.take(length).read_to_end(&mut Vec::new()).unwrap();
             let (status, body) = if first.contains("/oauth2/v2.0/token") {
-                ("200 OK", r#"{"token_type":"Bearer","expires_in":3600,"ext_expires_in":3600,"access_token":"aaaa.bbbb.cccc"}"#)
+                (
+                    "200 OK",
+                    r#"{"token_type":"Bearer","expires_in":3600,"ext_expires_in":3600,"access_token":"aaaa.bbbb.cccc"}"#,
+                )
             } else {
-                ("403 Forbidden", r#"{"error":{"code":"0x80072560","message":"The user is not a member of the organization."}}"#)
+                (
+                    "403 Forbidden",
+                    r#"{"error":{"code":"0x80072560","message":"The user is not a member of the organization."}}"#,
+                )
             };
             let answer = format!(
                 "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
@@ -192,7 +203,8 @@ fn an_application_that_is_no_user_of_the_environment_is_6() {
 #[test]
 fn an_interrupt_is_130_and_the_next_run_goes_on() {
     // Small segments, so that something is durable long before the end.
-    let site = Site::new(Config { rows: 600, page_size_max: 20, latency: Duration::from_millis(60), ..Config::default() });
+    let site =
+        Site::new(Config { rows: 600, page_size_max: 20, latency: Duration::from_millis(60), ..Config::default() });
     let running = site.start(&["backup", "--json"]);
     wait_for("twenty pages", || {
         let pages = site.simulator.stats().by_kind.get("page").copied().unwrap_or(0);

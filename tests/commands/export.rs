@@ -154,7 +154,10 @@ fn a_file_is_whole_or_not_there() {
     let stats = site.run(&["--json", "export", "--table", "account", "-o", "accounts.jsonl"]).code(0).json();
     let text = fs::read_to_string(&target).unwrap();
     assert_eq!(sorted(&text), site.oracle("account"));
-    assert_eq!((stats["bytes"].as_u64(), stats["rows"].as_u64()), (Some(text.len() as u64), Some(site.oracle("account").len() as u64)));
+    assert_eq!(
+        (stats["bytes"].as_u64(), stats["rows"].as_u64()),
+        (Some(text.len() as u64), Some(site.oracle("account").len() as u64))
+    );
     assert_eq!((&stats["table"], stats["snapshot"].as_str().unwrap().len()), (&Value::from("account"), 26));
     assert!(!site.path("accounts.jsonl.partial").exists());
 
@@ -167,7 +170,10 @@ fn a_file_is_whole_or_not_there() {
     site.run(&["export", "--table", "contact", "-o", "accounts.jsonl"]).code(4).is_one_error();
     assert_eq!(fs::read_to_string(&target).unwrap(), text);
     assert!(!site.path("accounts.jsonl.partial").exists(), "a failed export left its scratch file behind");
-    site.run(&["export", "--table", "account", "-o", "nowhere/rows.jsonl"]).code(1).is_one_error().says(&["nowhere/rows.jsonl"]);
+    site.run(&["export", "--table", "account", "-o", "nowhere/rows.jsonl"])
+        .code(1)
+        .is_one_error()
+        .says(&["nowhere/rows.jsonl"]);
 }
 
 #[test]
@@ -175,8 +181,12 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
     // More than a pipe holds, so that writing meets the closed end.
     let site = Site::new(Config { rows: 2_000, ..Config::default() });
     site.run(&["backup", "-q", "--table", "account"]).code(0);
-    let mut child =
-        site.command(&["-q", "export", "--table", "account"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = site
+        .command(&["-q", "export", "--table", "account"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut first = [0; 100];
     child.stdout.take().unwrap().read_exact(&mut first).unwrap();
     let output = child.wait_with_output().unwrap();

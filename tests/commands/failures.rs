@@ -117,7 +117,11 @@ impl Disk {
     /// `None` where mounting is not allowed.
     fn mount(path: &Path, size: &str) -> Option<Self> {
         std::fs::create_dir_all(path).unwrap();
-        let done = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(path).output().ok()?;
+        let done = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(path)
+            .output()
+            .ok()?;
         done.status.success().then(|| Self(path.to_path_buf()))
     }
 
@@ -220,7 +224,8 @@ fn a_sign_in_service_that_cannot_be_reached_is_a_clear_failure() {
 #[test]
 fn storage_that_cannot_be_reached_is_a_clear_failure() {
     let site = Site::small();
-    std::fs::write(site.path("sas.txt"), "sv=2021-12-02&ss=b&srt=sco&sp=rwlc&se=2999-01-01T00:00:00Z&sig=c2lnbmF0dXJl").unwrap();
+    std::fs::write(site.path("sas.txt"), "sv=2021-12-02&ss=b&srt=sco&sp=rwlc&se=2999-01-01T00:00:00Z&sig=c2lnbmF0dXJl")
+        .unwrap();
     let mut settings = site.settings();
     settings.vault = format!(
         "url = \"azblob://devstoreaccount1/vault\"\nendpoint = \"{}/devstoreaccount1\"\nauth = {{ kind = \"sas\", token = {{ file = {:?} }} }}\n",
@@ -265,7 +270,8 @@ fn another_vault_is_not_built_upon_what_it_does_not_have() {
 
 #[test]
 fn a_begun_snapshot_is_not_gone_on_with_in_another_vault() {
-    let site = Site::new(Config { rows: 600, page_size_max: 20, latency: Duration::from_millis(60), ..Config::default() });
+    let site =
+        Site::new(Config { rows: 600, page_size_max: 20, latency: Duration::from_millis(60), ..Config::default() });
     let running = site.start(&["backup"]);
     let folder = site.path("vault/environments/simulated/tables");
     wait_for("durable segments of five tables", || (std::fs::read_dir(&folder).ok()?.count() >= 5).then_some(()));

@@ -42,7 +42,11 @@ impl Copy {
         let folder = tempfile::tempdir().unwrap();
         copy(&golden.join(kind), folder.path());
         let path = |name: &str| quoted(&folder.path().join(name).display().to_string());
-        let key = if kind == "encrypted" && with_key { format!("identity_file = {}\n", path("restore.key")) } else { String::new() };
+        let key = if kind == "encrypted" && with_key {
+            format!("identity_file = {}\n", path("restore.key"))
+        } else {
+            String::new()
+        };
         let text = format!(
             "[vault]\nurl = {}\n{key}[catalog]\npath = {}\n\
              [[profile]]\nname = \"app\"\nkind = \"ce\"\ntenant = \"t\"\nclient_id = \"c\"\ncredential = {{ kind = \"managed-identity\" }}\n\
@@ -84,18 +88,25 @@ fn every_golden_vault_is_whole_and_exports_what_it_always_did() {
     assert!(!formats.is_empty());
     for (format, golden) in formats {
         let expected = SNAPSHOTS.map(|snapshot| files(&golden.join("expected").join(snapshot)));
-        assert!(expected[0].len() > 20 && expected[0] != expected[1], "format {format}: the expected rows are incomplete");
+        assert!(
+            expected[0].len() > 20 && expected[0] != expected[1],
+            "format {format}: the expected rows are incomplete"
+        );
         for kind in KINDS {
             let copy = Copy::of(&golden, kind, true);
             let before = files(&copy.folder.path().join("vault"));
             let report = copy.run(&["--json", "verify", "--deep"]).code(0).json();
             assert_eq!(report["manifests"], 2, "format {format}, {kind}");
-            assert!(report["rows"].as_u64().unwrap() > 100 && report["content_objects"].as_u64().unwrap() >= 3, "{report}");
+            assert!(
+                report["rows"].as_u64().unwrap() > 100 && report["content_objects"].as_u64().unwrap() >= 3,
+                "{report}"
+            );
             for (snapshot, expected) in copy.snapshots().iter().zip(&expected) {
                 let exported = copy.export(snapshot);
                 assert_eq!(exported.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
                 for (table, rows) in exported {
-                    let (rows, expected) = (String::from_utf8(rows).unwrap(), String::from_utf8_lossy(&expected[&table]).into_owned());
+                    let (rows, expected) =
+                        (String::from_utf8(rows).unwrap(), String::from_utf8_lossy(&expected[&table]).into_owned());
                     assert_eq!(rows, expected, "format {format}, {kind}, snapshot {snapshot}, {table}");
                 }
             }
@@ -112,19 +123,32 @@ fn an_encrypted_golden_vault_gives_nothing_away_without_its_key() {
         let copy = Copy::of(&golden, "encrypted", false);
         let lines = copy.run(&["--json", "snapshot", "list"]).code(0).json();
         assert_eq!(lines.as_array().unwrap().len(), 2);
-        assert!(lines.as_array().unwrap().iter().all(|line| line["encrypted"] == true && line["rows"].is_null()), "{lines}");
-        copy.run(&["export", "--table", "account"]).code(1).is_one_error().says(&["is encrypted", "vault.identity_file"]);
+        assert!(
+            lines.as_array().unwrap().iter().all(|line| line["encrypted"] == true && line["rows"].is_null()),
+            "{lines}"
+        );
+        copy.run(&["export", "--table", "account"])
+            .code(1)
+            .is_one_error()
+            .says(&["is encrypted", "vault.identity_file"]);
         fs::remove_file(copy.folder.path().join("restore.key")).unwrap();
         copy.run(&["key", "generate", "restore.key"]).code(0);
         let other = Copy { folder: copy.folder };
         let config = other.folder.path().join("dynavault.toml");
-        let text = fs::read_to_string(&config).unwrap().replacen("[catalog]", "identity_file = \"restore.key\"\n[catalog]", 1);
+        let text =
+            fs::read_to_string(&config).unwrap().replacen("[catalog]", "identity_file = \"restore.key\"\n[catalog]", 1);
         fs::write(&config, text).unwrap();
         let done = other.run(&["export", "--table", "account"]).is_one_error();
-        assert!(done.status.code() == Some(1) && done.err.contains("cannot be opened with the keys at hand"), "{done:?}");
+        assert!(
+            done.status.code() == Some(1) && done.err.contains("cannot be opened with the keys at hand"),
+            "{done:?}"
+        );
         for (name, bytes) in files(&golden.join("encrypted/vault")) {
             let public = name == "dynavault.json" || name.ends_with("/lock");
-            assert!(public || (name.ends_with(".age") && bytes.starts_with(b"age-encryption.org/v1\n")), "format {format}: {name}");
+            assert!(
+                public || (name.ends_with(".age") && bytes.starts_with(b"age-encryption.org/v1\n")),
+                "format {format}: {name}"
+            );
         }
     }
 }
@@ -133,7 +157,9 @@ fn an_encrypted_golden_vault_gives_nothing_away_without_its_key() {
 fn a_golden_vault_can_be_gone_on_with() {
     for (_, golden) in formats() {
         let site = maker();
-        let organization = |copy: &Copy| copy.run(&["--json", "snapshot", "show"]).code(0).json()["identity"]["organization_id"].clone();
+        let organization = |copy: &Copy| {
+            copy.run(&["--json", "snapshot", "show"]).code(0).json()["identity"]["organization_id"].clone()
+        };
         let copied = Copy::of(&golden, "plain", true);
         let known = organization(&copied);
         let vault = site.path("vault");
@@ -176,7 +202,8 @@ fn make(golden: &Path) {
     settings.environment = format!("exclude = {:?}\n", [&UNREADABLE[..], &LEFT_OUT].concat());
     for kind in KINDS {
         settings.catalog = site.path(&format!("{kind}.db"));
-        settings.vault = format!("url = {}\n", quoted(&format!("file://{}", golden.join(kind).join("vault").display())));
+        settings.vault =
+            format!("url = {}\n", quoted(&format!("file://{}", golden.join(kind).join("vault").display())));
         if kind == "encrypted" {
             settings.vault += &format!("recipients = [\"{}\"]\n", recipient.text().trim());
         }

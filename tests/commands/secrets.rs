@@ -19,8 +19,20 @@ fn row_texts(site: &Site) -> BTreeSet<String> {
         for row in site.simulator.rows(&table) {
             let row: Value = serde_json::from_str(&row.json).unwrap();
             for (column, value) in row.as_object().unwrap() {
-                let personal = ["name", "firstname", "lastname", "emailaddress1", "telephone1", "subject", "description", "address1_line1", "notetext"];
-                if let Some(text) = value.as_str().filter(|text| text.chars().count() >= 12 && personal.contains(&column.as_str())) {
+                let personal = [
+                    "name",
+                    "firstname",
+                    "lastname",
+                    "emailaddress1",
+                    "telephone1",
+                    "subject",
+                    "description",
+                    "address1_line1",
+                    "notetext",
+                ];
+                if let Some(text) =
+                    value.as_str().filter(|text| text.chars().count() >= 12 && personal.contains(&column.as_str()))
+                {
                     // A part is enough: a cut value is a value.
                     texts.insert(text.chars().take(12).collect());
                 }
@@ -28,7 +40,8 @@ fn row_texts(site: &Site) -> BTreeSet<String> {
         }
     }
     // Names of the organization and its currencies are talk, not rows.
-    let public: Vec<String> = ["organization", "transactioncurrency", "businessunit"].iter().flat_map(|table| site.oracle(table)).collect();
+    let public: Vec<String> =
+        ["organization", "transactioncurrency", "businessunit"].iter().flat_map(|table| site.oracle(table)).collect();
     texts.retain(|text| !public.iter().any(|row| row.contains(text.as_str())));
     assert!(texts.len() > 60, "only {} texts to look for", texts.len());
     texts
@@ -111,7 +124,9 @@ fn nothing_secret_is_logged_or_kept() {
     assert!(said > 10_000, "the loudest log is {said} bytes long, which cannot be all");
     let kept: Vec<_> = files(site.folder.path())
         .into_iter()
-        .filter(|(name, _)| name.starts_with("catalog") || name.starts_with("vault/dynavault.json") || name.contains("/manifests/"))
+        .filter(|(name, _)| {
+            name.starts_with("catalog") || name.starts_with("vault/dynavault.json") || name.contains("/manifests/")
+        })
         .collect();
     assert!(kept.iter().any(|(name, bytes)| name == "catalog.db" && bytes.len() > 10_000));
     for (name, bytes) in kept {
@@ -136,9 +151,12 @@ fn a_sas_is_not_repeated_when_storage_cannot_be_reached() {
     // A SAS that is written out where it must not be is refused without being repeated.
     settings.vault = format!("url = \"azblob://devstoreaccount1/vault?sig={signature}\"\n");
     site.configure("azure.toml", &settings);
-    let done = site.run(&["--config", "azure.toml", "-vvv", "snapshot", "list"]).code(2).is_one_error().says(&["vault.auth"]);
+    let done =
+        site.run(&["--config", "azure.toml", "-vvv", "snapshot", "list"]).code(2).is_one_error().says(&["vault.auth"]);
     assert!(!done.err.contains(signature), "{}", done.err);
-    settings.vault = format!("url = \"azblob://devstoreaccount1/vault\"\nauth = {{ kind = \"sas\", token = \"sig={signature}\" }}\n");
+    settings.vault = format!(
+        "url = \"azblob://devstoreaccount1/vault\"\nauth = {{ kind = \"sas\", token = \"sig={signature}\" }}\n"
+    );
     site.configure("azure.toml", &settings);
     let done = site.run(&["--config", "azure.toml", "-vvv", "snapshot", "list"]).code(2).is_one_error();
     assert!(!done.err.contains(signature), "{}", done.err);

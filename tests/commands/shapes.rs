@@ -28,7 +28,9 @@ fn fits(value: &Value, kind: Kind) -> bool {
         Count => value.is_u64(),
         Text => value.as_str().is_some_and(|text| !text.is_empty()),
         Time => value.as_str().is_some_and(|text| text.ends_with('Z') && text.parse::<jiff::Timestamp>().is_ok()),
-        Id => value.as_str().is_some_and(|text| text.len() == 26 && text.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())),
+        Id => value
+            .as_str()
+            .is_some_and(|text| text.len() == 26 && text.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())),
         List => value.is_array(),
         Flag => value.is_boolean(),
         Map => value.is_object(),
@@ -115,7 +117,8 @@ fn thumbnails_alone(site: &Site) -> u64 {
             let columns: Value = serde_json::from_str(&row.json).unwrap();
             for (column, value) in columns.as_object().unwrap() {
                 let is_image = value.as_str().is_some_and(|text| text.starts_with("iVBORw0KGg"));
-                let is_file = files.iter().any(|file| (&file.table, &file.row, &file.column) == (&table, &row.keys[0], column));
+                let is_file =
+                    files.iter().any(|file| (&file.table, &file.row, &file.column) == (&table, &row.keys[0], column));
                 alone += u64::from(is_image && !is_file);
             }
         }
@@ -161,7 +164,8 @@ fn the_report_of_a_backup_has_every_documented_key_and_adds_up() {
             assert!(table["reason"].is_string(), "{table}");
             continue;
         }
-        let (created, deleted) = (now[name].difference(&before[name]).count(), before[name].difference(&now[name]).count());
+        let (created, deleted) =
+            (now[name].difference(&before[name]).count(), before[name].difference(&now[name]).count());
         for (key, count) in [("live_rows", now[name].len()), ("created", created), ("deleted", deleted)] {
             assert_eq!(table[key], count, "seed 7: {key} of {name}");
         }
@@ -176,20 +180,60 @@ fn lists_and_details_have_their_shapes() {
     site.simulator.edit(3, 20);
     let second = json(&site, &["backup"], 0);
     let snapshots = json(&site, &["snapshot", "list"], 0);
-    let shape = [("snapshot", Id), ("environment", Text), ("created", Time), ("whole", Flag), ("tables", Count), ("rows", Count), ("encrypted", Flag)];
+    let shape = [
+        ("snapshot", Id),
+        ("environment", Text),
+        ("created", Time),
+        ("whole", Flag),
+        ("tables", Count),
+        ("rows", Count),
+        ("encrypted", Flag),
+    ];
     let snapshots = each(&snapshots, &shape);
-    assert_eq!(snapshots.iter().map(|line| &line["snapshot"]).collect::<Vec<_>>(), [&first["snapshot"], &second["snapshot"]]);
+    assert_eq!(
+        snapshots.iter().map(|line| &line["snapshot"]).collect::<Vec<_>>(),
+        [&first["snapshot"], &second["snapshot"]]
+    );
     assert_eq!(snapshots[1]["rows"], sum(&second, "live_rows"));
     assert_eq!(json(&site, &["snapshot", "list", "nowhere"], 0), Value::Array(vec![]));
 
     let manifest = json(&site, &["snapshot", "show", "--snapshot", "latest"], 0);
-    let shape = [("format", Count), ("snapshot", Id), ("environment", Text), ("identity", Map), ("run", Id), ("created", Time), ("previous", Map), ("tables", List), ("refused", List), ("window", Map)];
+    let shape = [
+        ("format", Count),
+        ("snapshot", Id),
+        ("environment", Text),
+        ("identity", Map),
+        ("run", Id),
+        ("created", Time),
+        ("previous", Map),
+        ("tables", List),
+        ("refused", List),
+        ("window", Map),
+    ];
     has(&manifest, &shape);
     assert_eq!(manifest["previous"]["snapshot"], first["snapshot"]);
-    let table = [("table", Text), ("mode", Word(MODES)), ("status", Word(TABLE_STATES)), ("schema", Text), ("segments", List), ("live_rows", Count), ("coverage", Map)];
+    let table = [
+        ("table", Text),
+        ("mode", Word(MODES)),
+        ("status", Word(TABLE_STATES)),
+        ("schema", Text),
+        ("segments", List),
+        ("live_rows", Count),
+        ("coverage", Map),
+    ];
     for table in each(&manifest["tables"], &table) {
         for segment in table["segments"].as_array().unwrap() {
-            has(segment, &[("id", Id), ("kind", Text), ("rows", Count), ("bytes_raw", Count), ("bytes_stored", Count), ("sha256", Text)]);
+            has(
+                segment,
+                &[
+                    ("id", Id),
+                    ("kind", Text),
+                    ("rows", Count),
+                    ("bytes_raw", Count),
+                    ("bytes_stored", Count),
+                    ("sha256", Text),
+                ],
+            );
         }
     }
     let by_id = json(&site, &["snapshot", "show", "--snapshot", first["snapshot"].as_str().unwrap()], 0);
@@ -197,7 +241,18 @@ fn lists_and_details_have_their_shapes() {
     assert!(by_id["previous"].is_null());
 
     let runs = json(&site, &["run", "list"], 0);
-    let shape = [("run", Id), ("kind", Word(RUN_KINDS)), ("environment", Text), ("status", Word(RUN_STATES)), ("snapshot", Id), ("started", Time), ("finished", Time), ("requests", Count), ("bytes_stored", Count), ("error", Maybe(&Text))];
+    let shape = [
+        ("run", Id),
+        ("kind", Word(RUN_KINDS)),
+        ("environment", Text),
+        ("status", Word(RUN_STATES)),
+        ("snapshot", Id),
+        ("started", Time),
+        ("finished", Time),
+        ("requests", Count),
+        ("bytes_stored", Count),
+        ("error", Maybe(&Text)),
+    ];
     let runs = each(&runs, &shape);
     assert_eq!(runs.iter().map(|run| &run["run"]).collect::<Vec<_>>(), [&second["run"], &first["run"]], "newest first");
     assert_eq!(json(&site, &["run", "list", "--status", "failed"], 0), Value::Array(vec![]));
@@ -206,7 +261,11 @@ fn lists_and_details_have_their_shapes() {
     assert_eq!(json(&site, &["run", "list", "--since", "2999-01-01T00:00:00Z"], 0), Value::Array(vec![]));
     let id = first["run"].as_str().unwrap();
     assert_eq!(json(&site, &["run", "show", id], 0), first);
-    assert_eq!(json(&site, &["run", "show", &id[18..].to_lowercase()], 0)["run"], first["run"], "the end of an id is enough");
+    assert_eq!(
+        json(&site, &["run", "show", &id[18..].to_lowercase()], 0)["run"],
+        first["run"],
+        "the end of an id is enough"
+    );
 }
 
 #[test]
@@ -218,32 +277,61 @@ fn checks_and_environments_have_their_shapes() {
     let whoami = json(&site, &["env", "whoami"], 0);
     has(&whoami, &[("organization_id", Text), ("user_id", Text), ("version", Text), ("change_tracking_days", Count)]);
     let environments = json(&site, &["env", "list"], 0);
-    let environments = each(&environments, &[("environment", Text), ("kind", Word(&["ce", "uo"])), ("url", Text), ("profiles", List)]);
+    let environments =
+        each(&environments, &[("environment", Text), ("kind", Word(&["ce", "uo"])), ("url", Text), ("profiles", List)]);
     assert_eq!(environments[0]["url"], site.simulator.url());
     let check = json(&site, &["config", "check"], 0);
     has(&check, &[("path", Text), ("environments", Count), ("profiles", Count), ("jobs", Count)]);
 
     let tables = json(&site, &["env", "tables"], 0);
     let words = &["full", "delta", "sweep", "refused", "excluded"];
-    let tables = each(&tables, &[("table", Text), ("mode", Word(words)), ("rows", Maybe(&Count)), ("reason", Maybe(&Text)), ("remedy", Maybe(&Text))]);
+    let tables = each(
+        &tables,
+        &[
+            ("table", Text),
+            ("mode", Word(words)),
+            ("rows", Maybe(&Count)),
+            ("reason", Maybe(&Text)),
+            ("remedy", Maybe(&Text)),
+        ],
+    );
     for info in site.simulator.tables() {
-        let line = tables.iter().find(|line| line["table"] == info.logical_name.as_str()).unwrap_or_else(|| panic!("{} is not listed", info.logical_name));
+        let line = tables
+            .iter()
+            .find(|line| line["table"] == info.logical_name.as_str())
+            .unwrap_or_else(|| panic!("{} is not listed", info.logical_name));
         match (info.operational, info.entity_set.is_some()) {
             (true, _) => assert_eq!(line["mode"], "excluded"),
             (false, false) => assert!(line["mode"] == "refused" && line["reason"].is_string(), "{line}"),
-            (false, true) if info.readable => assert!(line["mode"] == "full" && line["rows"] == info.rows, "{line} {info:?}"),
+            (false, true) if info.readable => {
+                assert!(line["mode"] == "full" && line["rows"] == info.rows, "{line} {info:?}")
+            }
             _ => {}
         }
     }
 
     json(&site, &["backup"], 3);
     let verify = json(&site, &["verify", "--deep"], 0);
-    has(&verify, &[("manifests", Count), ("segments", Count), ("rows", Count), ("content_objects", Count), ("bytes", Count), ("skipped", Count), ("damage", List)]);
+    has(
+        &verify,
+        &[
+            ("manifests", Count),
+            ("segments", Count),
+            ("rows", Count),
+            ("content_objects", Count),
+            ("bytes", Count),
+            ("skipped", Count),
+            ("damage", List),
+        ],
+    );
     assert_eq!((&verify["manifests"], &verify["skipped"]), (&Value::from(1), &Value::from(0)));
     let sampled = json(&site, &["verify", "--sample", "10%"], 0);
     assert!(sampled["skipped"].as_u64().unwrap() > sampled["segments"].as_u64().unwrap(), "{sampled}");
     let rebuilt = json(&site, &["catalog", "rebuild"], 0);
-    assert_eq!((&rebuilt["environments"], &rebuilt["snapshots"], &rebuilt["unreadable"]), (&Value::from(1), &Value::from(1), &Value::from(0)));
+    assert_eq!(
+        (&rebuilt["environments"], &rebuilt["snapshots"], &rebuilt["unreadable"]),
+        (&Value::from(1), &Value::from(1), &Value::from(0))
+    );
 }
 
 #[test]
@@ -253,7 +341,10 @@ fn a_failed_backup_still_has_a_report() {
     let done = site.run(&["--json", "backup"]).code(6);
     let report = done.json();
     has(&report, RUN_REPORT);
-    assert_eq!((&report["status"], &report["snapshot"], &report["tables"]), (&Value::from("failed"), &Value::Null, &Value::Array(vec![])));
+    assert_eq!(
+        (&report["status"], &report["snapshot"], &report["tables"]),
+        (&Value::from("failed"), &Value::Null, &Value::Array(vec![]))
+    );
     assert!(report["error"].as_str().unwrap().contains("AADSTS7000222"), "{report}");
 }
 
@@ -264,7 +355,13 @@ fn standard_output_is_data_and_nothing_else() {
     silent(site.run(&["-v", "backup"]).code(0));
     silent(site.run(&["init", "other.toml"]).code(0));
     // With the loudest log each of these still prints one document, which `json` checks.
-    for arguments in [&["backup", "-vvv"][..], &["snapshot", "list", "-vvv"], &["run", "list", "-vvv"], &["verify", "-vvv"], &["env", "tables", "-vvv"]] {
+    for arguments in [
+        &["backup", "-vvv"][..],
+        &["snapshot", "list", "-vvv"],
+        &["run", "list", "-vvv"],
+        &["verify", "-vvv"],
+        &["env", "tables", "-vvv"],
+    ] {
         json(&site, arguments, 0);
     }
     let export = site.run(&["-vvv", "export", "--table", "account"]).code(0);

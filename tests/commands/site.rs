@@ -109,8 +109,7 @@ fn gather(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
 
 impl Running {
     pub(crate) fn start(mut command: Command) -> Self {
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (out, err) = (gather(child.stdout.take().unwrap()), gather(child.stderr.take().unwrap()));
         Self { child, out: Some(out), err: Some(err) }
     }

@@ -31,7 +31,9 @@ fn secrets(world: &World) -> Vec<Vec<u8>> {
             secrets.push(id.clone().into_bytes());
             let value: serde_json::Value = serde_json::from_str(&row.json).expect("a row is JSON");
             let texts = value.as_object().expect("a row is an object").values().filter_map(|value| value.as_str());
-            secrets.extend(texts.filter(|text| text.len() > 11 && *text != id).take(4).map(|text| text.as_bytes().to_vec()));
+            secrets.extend(
+                texts.filter(|text| text.len() > 11 && *text != id).take(4).map(|text| text.as_bytes().to_vec()),
+            );
         }
     }
     let files = world.simulator.files();
@@ -52,7 +54,8 @@ fn a_host_without_a_key_makes_backups_that_another_host_reads() {
     let world = World::of_rows(601, 1_500);
     let (writer, reader) = hosts(&world);
     let mut history = Vec::new();
-    for (round, kind) in [TableMode::Full, TableMode::Delta, TableMode::Sweep, TableMode::Delta].into_iter().enumerate() {
+    for (round, kind) in [TableMode::Full, TableMode::Delta, TableMode::Sweep, TableMode::Delta].into_iter().enumerate()
+    {
         if round > 0 {
             world.simulator.edit(round as u64, 200);
         }
@@ -88,8 +91,12 @@ fn without_the_key_reading_fails_and_says_what_is_missing() {
     let world = World::of_rows(602, 500);
     let (writer, _) = hosts(&world);
     writer.backup();
-    let commands: [&[&str]; 4] =
-        [&["export", "--table", "account"], &["export", "--table", "account", "-o", "out.jsonl"], &["snapshot", "show"], &["verify", "--deep"]];
+    let commands: [&[&str]; 4] = [
+        &["export", "--table", "account"],
+        &["export", "--table", "account", "-o", "out.jsonl"],
+        &["snapshot", "show"],
+        &["verify", "--deep"],
+    ];
     for command in commands {
         let ended = writer.run(command).expect_code(1);
         assert!(ended.stderr.contains("identity_file"), "{}", ended.stderr);
@@ -115,10 +122,12 @@ fn nothing_in_an_encrypted_vault_shows_a_value() {
     let report = writer.backup();
     assert!(report.tables.iter().any(|table| table.rows_stored > 0));
     let files = writer.vault_files();
-    let (sealed, open): (Vec<_>, Vec<_>) = files.iter().partition(|path| path.extension().is_some_and(|end| end == "age"));
+    let (sealed, open): (Vec<_>, Vec<_>) =
+        files.iter().partition(|path| path.extension().is_some_and(|end| end == "age"));
     assert!(sealed.len() > 100, "{} encrypted objects", sealed.len());
     // In plain text there is what the vault is, and locks.
-    let open: Vec<_> = open.iter().filter(|path| path.file_name().is_some_and(|name| name != "dynavault.json")).collect();
+    let open: Vec<_> =
+        open.iter().filter(|path| path.file_name().is_some_and(|name| name != "dynavault.json")).collect();
     for path in open {
         assert!(std::fs::metadata(path).expect("it is there").len() < 1_024, "{}", path.display());
     }

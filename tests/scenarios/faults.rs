@@ -54,7 +54,13 @@ fn edit(world: &World, seed: u64) {
 
 /// Checks a run during which the service misbehaved. Whatever counts as captured must be what the service had; what does not
 /// must be named, with a reason, and keep its last good rows.
-fn check(ended: &Finished, site: &Site, world: &World, before: &Moment, last_good: Option<(&RunReport, &Moment)>) -> RunReport {
+fn check(
+    ended: &Finished,
+    site: &Site,
+    world: &World,
+    before: &Moment,
+    last_good: Option<&RunReport>,
+) -> RunReport {
     assert!(matches!(ended.code(), 0 | 3), "{}: {}\n{}", ended.command, ended.code(), ended.stderr);
     let report = ended.report();
     let snapshot = report.snapshot.expect("a snapshot");
@@ -85,9 +91,9 @@ fn check(ended: &Finished, site: &Site, world: &World, before: &Moment, last_goo
             }
         } else {
             assert!(!reason.is_empty(), "{table} has no reason");
-            let known = last_good.filter(|(report, _)| entry(report, table).status == TableStatus::Succeeded);
-            if let Some((_, moment)) = known.filter(|_| found.status == TableStatus::Failed) {
-                site.prove_table(snapshot, table, &moment.rows[table]);
+            let last = last_good.and_then(|report| report.snapshot).filter(|_| found.status == TableStatus::Failed);
+            if let Some(last) = last.filter(|last| site.manifest(*last).table(table).is_some()) {
+                site.prove_table(snapshot, table, &site.export(last, table));
             }
         }
     }
@@ -156,13 +162,21 @@ fn spoil_second_page(seed: u64, kinds: &[FaultKind]) {
             Cost::Table => {
                 assert_eq!(holes(&full), [TABLE]);
                 assert_eq!(found.status, TableStatus::Failed);
-                assert!(found.reason.as_ref().is_some_and(|reason| reason.contains("paging loop")), "{:?}", found.reason);
+                assert!(
+                    found.reason.as_ref().is_some_and(|reason| reason.contains("paging loop")),
+                    "{:?}",
+                    found.reason
+                );
             }
             cost => {
                 site.prove(&full, &before);
                 // Whatever had to be read twice is counted once.
                 let rows = before.rows[TABLE].len() as u64;
-                assert_eq!((found.created, found.changed, found.deleted, found.live_rows), (rows, 0, 0, rows), "{kind:?}");
+                assert_eq!(
+                    (found.created, found.changed, found.deleted, found.live_rows),
+                    (rows, 0, 0, rows),
+                    "{kind:?}"
+                );
                 // Requests for rows are those that do not ask for files.
                 let asked = stats.by_kind["page"];
                 let alone: u64 = plain_pages(&world);
@@ -184,7 +198,7 @@ fn spoil_second_page(seed: u64, kinds: &[FaultKind]) {
         let moment = world.now();
         world.simulator.set_faults(on(2, kind));
         world.simulator.reset_stats();
-        let increment = check(&site.run(&["backup"]), &site, &world, &moment, Some((&full, &before)));
+        let increment = check(&site.run(&["backup"]), &site, &world, &moment, Some(&full));
         assert_eq!(world.simulator.stats().faults.len(), 1, "{kind:?}");
         let found = entry(&increment, TABLE);
         if cost(kind) == Cost::Table {
@@ -211,7 +225,10 @@ fn plain_pages(world: &World) -> u64 {
 
 #[test]
 fn one_spoilt_page_is_asked_for_again_when_the_connection_or_body_breaks() {
-    spoil_second_page(301, &[FaultKind::CutBody, FaultKind::TruncatedJson, FaultKind::HtmlSuccess, FaultKind::SlowBody]);
+    spoil_second_page(
+        301,
+        &[FaultKind::CutBody, FaultKind::TruncatedJson, FaultKind::HtmlSuccess, FaultKind::SlowBody],
+    );
 }
 
 #[test]
@@ -255,7 +272,11 @@ fn a_failed_table_keeps_its_last_good_rows_and_comes_back() {
     let table = manifest.table(TABLE).expect("the failed table is in the manifest");
     assert_eq!((table.status, Some(table.captured_by)), (TableStatus::Failed, first.snapshot));
     assert_eq!(table.live_rows, good.rows[TABLE].len() as u64);
-    assert!(table.coverage.reason.as_ref().is_some_and(|reason| reason.contains("paging loop")), "{:?}", table.coverage);
+    assert!(
+        table.coverage.reason.as_ref().is_some_and(|reason| reason.contains("paging loop")),
+        "{:?}",
+        table.coverage
+    );
     let whole: Vec<serde_json::Value> = site.run(&["snapshot", "list"]).expect_code(0).json();
     assert_eq!(whole.iter().map(|line| line["whole"].as_bool()).collect::<Vec<_>>(), [Some(true), Some(false)]);
     // The next run goes on from the last good state, by its token.
@@ -310,7 +331,7 @@ fn a_schema_that_changes_during_a_run_leaves_no_mixed_table() {
         edit(&world, 60 + round);
         let moment = world.now();
         world.simulator.set_faults(on(2, FaultKind::SchemaChanged));
-        check(&site.run(&["backup"]), &site, &world, &moment, Some((&full, &before)));
+        check(&site.run(&["backup"]), &site, &world, &moment, Some(&full));
         heal(&world, &site);
     }
 }
@@ -343,7 +364,11 @@ fn by_chance(seed: u64, kind: FaultKind) {
         if kind == FaultKind::RepeatedLink {
             let report = ended.report();
             for table in report.tables.iter().filter(|table| table.status != TableStatus::Succeeded) {
-                assert!(table.reason.as_ref().is_some_and(|reason| reason.contains("paging loop")), "{}", reasons(&report));
+                assert!(
+                    table.reason.as_ref().is_some_and(|reason| reason.contains("paging loop")),
+                    "{}",
+                    reasons(&report)
+                );
             }
         } else {
             assert_eq!(ended.code(), 0, "{kind:?}\n{}", ended.stderr);
@@ -362,7 +387,7 @@ fn by_chance(seed: u64, kind: FaultKind) {
     world.simulator.reset_stats();
     let ended = site.run(&["backup"]);
     assert!(!world.simulator.stats().faults.is_empty(), "{kind:?}");
-    check(&ended, &site, &world, &moment, Some((&full, &before)));
+    check(&ended, &site, &world, &moment, Some(&full));
     expect_whole(&ended);
     heal(&world, &site);
     site.verify_here();
@@ -393,17 +418,13 @@ fn all_kinds_of_faults_mixed_end_whole_or_named() {
             most: Some(20),
             ..Faults::default()
         };
-        let mut last: Option<(RunReport, Moment)> = None;
+        let mut last: Option<RunReport> = None;
         for salt in 0..3 {
             let moment = world.now();
             world.simulator.set_faults(plan(salt));
             world.simulator.reset_stats();
             let ended = site.run(&["backup"]);
-            let known = last.as_ref().map(|(report, moment)| (report, moment));
-            // A table that failed twice keeps what was captured before that, which `check` does not know.
-            let known = known.filter(|(report, _)| holes(report).is_empty());
-            let report = check(&ended, &site, &world, &moment, known);
-            last = Some((report, moment));
+            last = Some(check(&ended, &site, &world, &moment, last.as_ref()));
             world.simulator.set_faults(Faults::default());
             edit(&world, seed * 3 + salt);
         }

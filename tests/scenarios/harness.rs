@@ -167,7 +167,8 @@ impl World {
         if let Some(path) = &options.identity_file {
             writeln!(text, "identity_file = {}", path_text(path)).expect("text grows");
         }
-        write!(text, "\n[catalog]\npath = {}\n\n[limits]\n", path_text(&folder.join("catalog.db"))).expect("text grows");
+        write!(text, "\n[catalog]\npath = {}\n\n[limits]\n", path_text(&folder.join("catalog.db")))
+            .expect("text grows");
         for (key, value) in &options.limits {
             writeln!(text, "{key} = {value}").expect("text grows");
         }
@@ -409,7 +410,8 @@ impl Site {
             table: table.to_string(),
             ..ExportRequest::default()
         };
-        let exported = self.runtime.block_on(self.engine().export(request, Some(path.clone()), CancellationToken::new()));
+        let exported =
+            self.runtime.block_on(self.engine().export(request, Some(path.clone()), CancellationToken::new()));
         exported.unwrap_or_else(|failure| panic!("export of {table}: {}", failure.message()));
         sorted_lines(&std::fs::read_to_string(path).expect("the export is text"))
     }
@@ -443,7 +445,8 @@ impl Site {
             }
         }
         let snapshot = report.snapshot.expect("a snapshot");
-        let captured: Vec<&str> = moment.rows.keys().map(String::as_str).filter(|name| !missing.contains(name)).collect();
+        let captured: Vec<&str> =
+            moment.rows.keys().map(String::as_str).filter(|name| !missing.contains(name)).collect();
         self.prove_snapshot(snapshot, moment, &captured);
         for table in report.tables.iter().filter(|table| missing.contains(&table.table.as_str())) {
             assert!(table.reason.as_ref().is_some_and(|reason| !reason.is_empty()), "{} has no reason", table.table);
@@ -468,10 +471,8 @@ impl Site {
             }
             let references = self.runtime.block_on(engine.content_references(ENVIRONMENT, &wanted, table));
             let references = references.unwrap_or_else(|failure| panic!("files of {table}: {}", failure.message()));
-            let captured: BTreeMap<(String, String), String> = references
-                .into_iter()
-                .map(|reference| ((reference.row, reference.column), reference.sha256))
-                .collect();
+            let captured: BTreeMap<(String, String), String> =
+                references.into_iter().map(|reference| ((reference.row, reference.column), reference.sha256)).collect();
             for ((_, row, column), sha256) in files {
                 let found = captured.get(&(row.clone(), column.clone()));
                 assert_eq!(found, Some(sha256), "{column} of {table} {row} in snapshot {snapshot}");
@@ -540,10 +541,17 @@ impl Site {
 /// What a report says of its holes.
 pub(crate) fn reasons(report: &RunReport) -> String {
     let say = |table: &TableReport| {
-        format!("{}: {:?}, {} rows refused: {}", table.table, table.status, table.refused_rows, table.reason.as_deref().unwrap_or("-"))
+        format!(
+            "{}: {:?}, {} rows refused: {}",
+            table.table,
+            table.status,
+            table.refused_rows,
+            table.reason.as_deref().unwrap_or("-")
+        )
     };
     let named = holes(report);
-    let all: Vec<String> = report.tables.iter().filter(|table| named.contains(&table.table.as_str())).map(say).collect();
+    let all: Vec<String> =
+        report.tables.iter().filter(|table| named.contains(&table.table.as_str())).map(say).collect();
     all.join("\n")
 }
 
@@ -561,8 +569,8 @@ pub(crate) fn compare(what: &str, found: &[String], expected: &[String]) {
     let missing: Vec<&String> = expected.iter().filter(|row| found.binary_search(row).is_err()).collect();
     let extra: Vec<&String> = found.iter().filter(|row| expected.binary_search(row).is_err()).collect();
     // Both are sorted, so the first of each are often two versions of one row: shown from shortly before they differ.
-    let empty = String::new();
-    let (one, other) = (missing.first().unwrap_or(&&empty), extra.first().unwrap_or(&&empty));
+    let first = |rows: &[&String]| rows.first().map(ToString::to_string).unwrap_or_default();
+    let (one, other) = (first(&missing), first(&extra));
     let same = one.chars().zip(other.chars()).take_while(|(a, b)| a == b).count().saturating_sub(60);
     let part = |row: &str| row.chars().skip(same).take(300).collect::<String>();
     let key = |row: &str| row.chars().take(60).collect::<String>();
@@ -572,9 +580,9 @@ pub(crate) fn compare(what: &str, found: &[String], expected: &[String]) {
         expected.len(),
         missing.len(),
         extra.len(),
-        key(one),
-        part(one),
-        key(other),
-        part(other),
+        key(&one),
+        part(&one),
+        key(&other),
+        part(&other),
     );
 }

@@ -285,7 +285,8 @@ fn a_table_goes_on_from_its_last_durable_segment() {
 #[test]
 fn a_table_that_turned_out_not_to_be_tracked_is_not_read_again_after_a_kill() {
     // A link table whose other end is not tracked: the service says so only when it is asked for changes.
-    let world = World::new(Config { seed: 222, rows: 2_000, big_table_rows: 2_000, page_size_max: 50, ..Config::default() });
+    let world =
+        World::new(Config { seed: 222, rows: 2_000, big_table_rows: 2_000, page_size_max: 50, ..Config::default() });
     let site = world.simple_site();
     let slow = |nth| TableFault { table: "new_big".into(), nth, kind: FaultKind::SlowBody };
     world.simulator.set_faults(Faults { on: (1..=40).map(slow).collect(), ..Faults::default() });

@@ -117,7 +117,8 @@ fn execution_limit(headers: bool, latency: u64) {
         latency: Duration::from_millis(latency),
         ..Config::default()
     });
-    let limits = Limits { execution: Duration::from_secs(4), window: Duration::from_secs(3), headers, ..Limits::default() };
+    let limits =
+        Limits { execution: Duration::from_secs(4), window: Duration::from_secs(3), headers, ..Limits::default() };
     let measured = measure(&world, &site(&world, "site", 1, 8), &limits);
     measured.expect_polite();
     // What is permitted is time; one request takes its latency.

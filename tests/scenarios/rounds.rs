@@ -70,7 +70,8 @@ fn ten_rounds_of_edits_leave_every_snapshot_exact_with_and_without_the_catalog()
     site.forget();
     let rebuilt: serde_json::Value = site.run(&["catalog", "rebuild"]).expect_code(0).expect_calm().json();
     assert_eq!(rebuilt["snapshots"], ROUNDS + 1);
-    let kept: Vec<String> = history.iter().map(|(report, _)| report.snapshot.expect("a snapshot").to_string()).collect();
+    let kept: Vec<String> =
+        history.iter().map(|(report, _)| report.snapshot.expect("a snapshot").to_string()).collect();
     let listed: Vec<serde_json::Value> = site.run(&["snapshot", "list"]).expect_code(0).json();
     let listed: Vec<&str> = listed.iter().filter_map(|line| line["snapshot"].as_str()).collect();
     assert_eq!(listed, kept);

@@ -250,7 +250,10 @@ fn a_table_that_is_gone_is_listed_and_stays_in_older_snapshots() {
     assert!(report.tables.iter().all(|table| table.table != "new_big"));
     site.prove(&report, &world.now());
     let manifest = site.manifest(report.snapshot.expect("a snapshot"));
-    assert_eq!((manifest.gone, manifest.tables.iter().any(|table| table.table == "new_big")), (vec!["new_big".to_string()], false));
+    assert_eq!(
+        (manifest.gone, manifest.tables.iter().any(|table| table.table == "new_big")),
+        (vec!["new_big".to_string()], false)
+    );
     // It is still in the snapshot that had it.
     site.prove_table(first.snapshot.expect("a snapshot"), "new_big", &before.rows["new_big"]);
     site.run(&["export", "--table", "new_big"]).expect_code(2);
@@ -310,9 +313,12 @@ fn tables_that_nobody_can_read_are_named_with_their_reasons() {
     let site = world.site("site", &SiteOptions { exclude: Vec::new(), ..SiteOptions::default() });
     let report = site.run(&["backup"]).expect_code(3).report();
     site.prove_except(&report, &world.now(), &crate::harness::UNREADABLE);
-    for (table, word) in
-        [("new_blocked", "does not support"), ("new_external", "virtual"), ("new_hidden", "entity set"), ("new_secret", "prvRead")]
-    {
+    for (table, word) in [
+        ("new_blocked", "does not support"),
+        ("new_external", "virtual"),
+        ("new_hidden", "entity set"),
+        ("new_secret", "prvRead"),
+    ] {
         let found = entry(&report, table);
         assert_eq!(found.status, TableStatus::Refused, "{table}");
         assert!(found.reason.as_ref().is_some_and(|reason| reason.contains(word)), "{table}: {:?}", found.reason);

@@ -50,10 +50,7 @@ pub enum CatalogError {
 
 /// The disk is full, or failed in a way that a full disk does too.
 fn no_room(error: &rusqlite::Error) -> bool {
-    matches!(
-        error.sqlite_error_code(),
-        Some(rusqlite::ErrorCode::DiskFull | rusqlite::ErrorCode::SystemIoFailure)
-    )
+    matches!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DiskFull | rusqlite::ErrorCode::SystemIoFailure))
 }
 
 impl Diagnose for CatalogError {

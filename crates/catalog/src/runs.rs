@@ -164,9 +164,10 @@ impl Catalog {
     pub async fn runs(&self, filter: RunFilter) -> Result<Vec<RunSummary>, CatalogError> {
         self.transact("list runs", move |tx| {
             let limit = if filter.limit == 0 { RUNS_MAX } else { filter.limit.min(RUNS_MAX) };
-            let mut sql = "SELECT run, kind, environment, status, snapshot, started, finished, requests, bytes_stored, error
+            let mut sql =
+                "SELECT run, kind, environment, status, snapshot, started, finished, requests, bytes_stored, error
                            FROM run WHERE true"
-                .to_string();
+                    .to_string();
             let mut values: Vec<Value> = Vec::new();
             if let Some(environment) = filter.environment {
                 sql.push_str(" AND environment = ?");

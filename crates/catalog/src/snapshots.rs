@@ -238,7 +238,15 @@ impl Catalog {
                  WHERE ?1 IS NULL OR environment = ?1 ORDER BY environment, snapshot",
             )?;
             let rows = statement.query_map([environment], |row| {
-                Ok((row.get::<_, String>(0)?, row.get(1)?, row.get::<_, String>(2)?, row.get(3)?, row.get::<_, i64>(4)?, row.get(5)?, row.get(6)?))
+                Ok((
+                    row.get::<_, String>(0)?,
+                    row.get(1)?,
+                    row.get::<_, String>(2)?,
+                    row.get(3)?,
+                    row.get::<_, i64>(4)?,
+                    row.get(5)?,
+                    row.get(6)?,
+                ))
             })?;
             let mut found = Vec::new();
             for row in rows {

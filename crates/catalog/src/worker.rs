@@ -28,8 +28,7 @@ impl Catalog {
     pub fn open(path: &Path) -> Result<Self, CatalogError> {
         let shown = path.display().to_string();
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder)
-                .map_err(|source| CatalogError::Folder { path: shown.clone(), source })?;
+            std::fs::create_dir_all(folder).map_err(|source| CatalogError::Folder { path: shown.clone(), source })?;
         }
         let open = |source| CatalogError::Open { path: shown.clone(), source };
         let mut connection = Connection::open(path).map_err(open)?;

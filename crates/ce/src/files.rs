@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use dynavault_model::{Call, ContentEnd, ContentItem, SharedContentSink, SourceError, TableRef, TableSchema};
-use dynavault_odata::{Client, RequestError, ReplyHeaders, UserSlot};
+use dynavault_odata::{Client, ReplyHeaders, RequestError, UserSlot};
 use tokio::sync::Semaphore;
 
 use crate::base64_body::Base64Sink;
@@ -90,12 +90,7 @@ impl Files<'_> {
     }
 
     /// The whole content in one streamed answer.
-    async fn whole(
-        &self,
-        item: &ContentItem,
-        query: &str,
-        sink: SharedContentSink,
-    ) -> Result<ContentEnd, SourceError> {
+    async fn whole(&self, item: &ContentItem, query: &str, sink: SharedContentSink) -> Result<ContentEnd, SourceError> {
         let address = format!("{}{query}", self.address(item));
         let what = self.what(item);
         let done = self
@@ -136,10 +131,8 @@ impl Files<'_> {
 /// Sinks block (hash, encrypt, write to disk), so they are called on a blocking thread.
 async fn write(sink: &SharedContentSink, bytes: bytes::Bytes) -> Result<(), SourceError> {
     let sink = SharedContentSink::clone(sink);
-    let written = tokio::task::spawn_blocking(move || {
-        sink.lock().unwrap_or_else(PoisonError::into_inner).write(&bytes)
-    })
-    .await;
+    let written =
+        tokio::task::spawn_blocking(move || sink.lock().unwrap_or_else(PoisonError::into_inner).write(&bytes)).await;
     match written {
         Ok(Ok(())) => Ok(()),
         _ => Err(SourceError::SinkStopped),

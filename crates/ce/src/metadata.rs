@@ -375,9 +375,7 @@ fn schema(wire: &TableWire, mut definition: Value) -> Result<TableSchema, Refusa
         .iter()
         .filter(|column| column.is_read())
         // Bodies come one by one: in a list they would make pages of hundreds of megabytes (section 7.3).
-        .filter(|column| {
-            !content.iter().any(|c| c.kind == ContentKind::Base64Body && c.column == column.logical_name)
-        })
+        .filter(|column| !content.iter().any(|c| c.kind == ContentKind::Base64Body && c.column == column.logical_name))
         .map(|column| Column {
             name: column.logical_name.clone(),
             member: column.member(),

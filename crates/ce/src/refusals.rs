@@ -75,9 +75,17 @@ pub(crate) fn of_table(table: &TableRef, error: RequestError, link: bool) -> Sou
         return SourceError::LinkRejected { table, message: words() };
     }
     if code == NO_SUCH_SET || status == 404 {
-        return SourceError::Refused { table, reason: format!("the service does not know the table: {}", words()), remedy: None };
+        return SourceError::Refused {
+            table,
+            reason: format!("the service does not know the table: {}", words()),
+            remedy: None,
+        };
     }
-    SourceError::Refused { table, reason: format!("the service refused (status {status}, 0x{code:08x}): {}", words()), remedy: None }
+    SourceError::Refused {
+        table,
+        reason: format!("the service refused (status {status}, 0x{code:08x}): {}", words()),
+        remedy: None,
+    }
 }
 
 /// What a refusal means when it does not concern one table.
@@ -165,7 +173,11 @@ mod tests {
 
     #[test]
     fn the_unknown_property_is_read_out_of_the_text() {
-        let error = service(400, Some(0), "Could not find a property named 'new_gone' on type 'Microsoft.Dynamics.CRM.account'.");
+        let error = service(
+            400,
+            Some(0),
+            "Could not find a property named 'new_gone' on type 'Microsoft.Dynamics.CRM.account'.",
+        );
         assert_eq!(unknown_property(&error), Some("new_gone"));
         assert!(matches!(of_table(&TableRef::ce("account"), error, false), SourceError::LinkRejected { .. }));
     }

@@ -77,8 +77,7 @@ impl DataverseSource {
     fn prefer(&self, table: &TableSchema, page: &PageRequest) -> String {
         let rows = lock(&self.page_rows).get(&table.table.name).copied().unwrap_or(table.page_rows_max);
         let formatted = self.options.formatted_values && !table.tracked;
-        let annotations =
-            if formatted { format!("{ANNOTATIONS},{FORMATTED}") } else { ANNOTATIONS.to_string() };
+        let annotations = if formatted { format!("{ANNOTATIONS},{FORMATTED}") } else { ANNOTATIONS.to_string() };
         let mut prefer = format!("odata.maxpagesize={rows},odata.include-annotations=\"{annotations}\"");
         // Every page of a tracked read repeats the preference (section 3.1); a delta link carries its own token.
         let tracked = match page {
@@ -156,9 +155,13 @@ impl RowSource for DataverseSource {
         let me = self.small("WhoAmI", call).await.map_err(refusals::of_run)?;
         let text = |value: &Value, name: &str| value[name].as_str().map(str::to_string);
         let (Some(organization_id), Some(user_id)) = (text(&me, "OrganizationId"), text(&me, "UserId")) else {
-            return Err(SourceError::Protocol { what: "WhoAmI".into(), detail: "it names no organization or user".into() });
+            return Err(SourceError::Protocol {
+                what: "WhoAmI".into(),
+                detail: "it names no organization or user".into(),
+            });
         };
-        let current = "RetrieveCurrentOrganization(AccessType=@p1)?@p1=Microsoft.Dynamics.CRM.EndpointAccessType'Default'";
+        let current =
+            "RetrieveCurrentOrganization(AccessType=@p1)?@p1=Microsoft.Dynamics.CRM.EndpointAccessType'Default'";
         let detail = self.optional(current, call).await?;
         let detail = detail.get("Detail").unwrap_or(&Value::Null);
         let settings = "organizations?$select=organizationid,name,_basecurrencyid_value,expirechangetrackingindays";
@@ -204,7 +207,10 @@ impl RowSource for DataverseSource {
             PageRequest::First { .. } => (first_page(table), false),
             PageRequest::Link(link) => (link.clone(), true),
         };
-        if link && address.contains("deltatoken") && let Err(error) = self.client.check_link(&address) {
+        if link
+            && address.contains("deltatoken")
+            && let Err(error) = self.client.check_link(&address)
+        {
             // The environment has moved to another address since; its tokens did not move with it.
             tracing::warn!(table = %table.table, %error, "the change token is of another address");
             return Err(SourceError::TokenExpired { table: table.table.clone() });

@@ -159,8 +159,9 @@ impl Engine {
         authority: &str,
         scope: &str,
     ) -> Result<Arc<dyn TokenSource>, Failure> {
-        let authority = Url::parse(authority)
-            .map_err(|error| Failure::usage(format!("{name}: authority is not an address ({error})"), "write it with https://"))?;
+        let authority = Url::parse(authority).map_err(|error| {
+            Failure::usage(format!("{name}: authority is not an address ({error})"), "write it with https://")
+        })?;
         let identity = AppIdentity { name: name.to_string(), tenant, client_id, credential, authority };
         Ok(token_source(identity, scope.to_string(), Arc::clone(&self.clock))?)
     }
@@ -209,7 +210,9 @@ impl Engine {
                 Ok(Credential::WorkloadIdentity { token_file: token_file.clone() })
             }
             CredentialConfig::ManagedIdentity {} => Ok(Credential::ManagedIdentity { client_id: None }),
-            CredentialConfig::ClientCertificate { .. } => Err(unsupported(&format!("{what} of kind client-certificate"))),
+            CredentialConfig::ClientCertificate { .. } => {
+                Err(unsupported(&format!("{what} of kind client-certificate")))
+            }
             CredentialConfig::Delegated {} => Err(unsupported(&format!("{what} of kind delegated"))),
         }
     }

@@ -5,9 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dynavault_catalog::Catalog;
-use dynavault_model::{
-    Call, EnvironmentIdentity, FaultKind, Observer, RunId, RunKind, RunReport, RunStatus, Tally,
-};
+use dynavault_model::{Call, EnvironmentIdentity, FaultKind, Observer, RunId, RunKind, RunReport, RunStatus, Tally};
 use dynavault_pipeline::{
     BackupOptions, BackupParts, EnvironmentRun, MemoryBudget, PipelineError, SegmentLimits, TablePlan,
 };
@@ -15,11 +13,11 @@ use dynavault_store::{LockOwner, StoreLock};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use tokio_util::sync::CancellationToken;
 
+use crate::TOOL;
 use crate::assemble::{Engine, VaultUse};
 use crate::config::{ConfigError, EnvironmentConfig};
 use crate::failure::Failure;
 use crate::memory::peak_memory_bytes;
-use crate::TOOL;
 
 /// What to back up and how.
 #[derive(Debug, Clone, Default)]

@@ -90,9 +90,7 @@ impl Output {
     fn finish(self) -> std::io::Result<()> {
         match self {
             Self::Stdout(mut out) => out.flush(),
-            Self::File { partial, target, file } => {
-                file.sync_all().and_then(|()| std::fs::rename(&partial.0, &target))
-            }
+            Self::File { partial, target, file } => file.sync_all().and_then(|()| std::fs::rename(&partial.0, &target)),
         }
     }
 }
@@ -121,7 +119,10 @@ impl Engine {
                 Failure::from(VaultError::NoTable { snapshot: manifest.snapshot, table: request.table.clone() });
             if let Some(refused) = manifest.refused.iter().find(|refused| refused.table == request.table) {
                 failure = Failure::usage(
-                    format!("table {} was refused in snapshot {}: {}", request.table, manifest.snapshot, refused.refusal.reason),
+                    format!(
+                        "table {} was refused in snapshot {}: {}",
+                        request.table, manifest.snapshot, refused.refusal.reason
+                    ),
                     "`dynavault snapshot show` lists the tables of a snapshot",
                 );
             }
@@ -195,8 +196,7 @@ impl Engine {
         let Some(table) = manifest.table(table).cloned() else { return Ok(Vec::new()) };
         let environment = environment.to_string();
         blocking(move || {
-            let reader =
-                TableReader::new(&vault, Handle::current(), &environment, &table, CancellationToken::new());
+            let reader = TableReader::new(&vault, Handle::current(), &environment, &table, CancellationToken::new());
             let mut references = Vec::new();
             reader.scan_content(|_, row| {
                 let reference = serde_json::from_slice(row.bytes()).map_err(|error| VaultError::Damaged {
@@ -269,7 +269,9 @@ mod tests {
 
     #[test]
     fn csv_fields_are_quoted_when_they_must_be() {
-        for (text, expected) in [("plain", "plain"), ("a,b", "\"a,b\""), ("a\"b", "\"a\"\"b\""), ("", "\"\""), ("l\nm", "\"l\nm\"")] {
+        for (text, expected) in
+            [("plain", "plain"), ("a,b", "\"a,b\""), ("a\"b", "\"a\"\"b\""), ("", "\"\""), ("l\nm", "\"l\nm\"")]
+        {
             let mut out = Vec::new();
             csv_field(text.as_bytes(), &mut out);
             assert_eq!(out, expected.as_bytes());

@@ -19,7 +19,7 @@ pub use assemble::Engine;
 pub use backup::{Backup, BackupEnd, BackupRequest};
 pub use clock::SystemClock;
 pub use config::{
-    Config, ConfigError, EnvironmentConfig, EnvironmentKind, JobConfig, Loaded, EXAMPLE, Text, candidates,
+    Config, ConfigError, EXAMPLE, EnvironmentConfig, EnvironmentKind, JobConfig, Loaded, Text, candidates,
 };
 pub use dynavault_catalog::{RunFilter, RunSummary};
 pub use dynavault_pipeline::TablePlan;

@@ -17,7 +17,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::{ContentColumn, ContentItem, Row, RowId, SourceError, TableListing, TableMode, TableSchema, TableStatus, Tally};
+use crate::{
+    ContentColumn, ContentItem, Row, RowId, SourceError, TableListing, TableMode, TableSchema, TableStatus, Tally,
+};
 
 /// What travels with every request: where to count and how to be stopped.
 #[derive(Debug, Clone)]

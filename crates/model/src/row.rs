@@ -306,7 +306,7 @@ fn string_end(bytes: &[u8], mut at: usize) -> Result<Option<usize>, Malformed> {
         let mut eight = [0; 8];
         eight.copy_from_slice(word);
         let eight = u64::from_le_bytes(eight);
-        let stops = zero_bytes(eight ^ (ONES * b'"' as u64)) | zero_bytes(eight ^ (ONES * b'\\' as u64));
+        let stops = zero_bytes(eight ^ (ONES * u64::from(b'"'))) | zero_bytes(eight ^ (ONES * u64::from(b'\\')));
         if stops != 0 {
             at += stops.trailing_zeros() as usize / 8;
             if bytes[at] == b'"' {
@@ -585,7 +585,9 @@ mod tests {
         let row = Row::new(text.as_bytes(), &members);
         let pairs = members
             .iter()
-            .map(|m| (String::from_utf8(row.key(m).to_vec()).unwrap(), String::from_utf8(row.value(m).to_vec()).unwrap()))
+            .map(|m| {
+                (String::from_utf8(row.key(m).to_vec()).unwrap(), String::from_utf8(row.value(m).to_vec()).unwrap())
+            })
             .collect();
         Ok((result, pairs))
     }
@@ -646,7 +648,10 @@ mod tests {
         let nested = r#"{"a":[1, 2]}"#;
         assert_eq!(scan(nested.as_bytes(), &mut members), Ok(Scan::Complete { length: nested.len(), spaced: true }));
         let in_string = r#"{"a":["1, 2"],"b":"c d"}"#;
-        assert_eq!(scan(in_string.as_bytes(), &mut members), Ok(Scan::Complete { length: in_string.len(), spaced: false }));
+        assert_eq!(
+            scan(in_string.as_bytes(), &mut members),
+            Ok(Scan::Complete { length: in_string.len(), spaced: false })
+        );
     }
 
     #[test]

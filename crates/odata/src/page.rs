@@ -249,8 +249,10 @@ impl PageSplitter {
         if end.is_none() {
             return Ok(chunk.len());
         }
-        let found =
-            self.scanner.scan(&self.held, &mut self.members).map_err(|fault| self.malformed(at + piece.len(), fault.what))?;
+        let found = self
+            .scanner
+            .scan(&self.held, &mut self.members)
+            .map_err(|fault| self.malformed(at + piece.len(), fault.what))?;
         let Scan::Complete { length: scanned, spaced } = found else {
             return Err(self.malformed(at, "a row does not end where its brackets do"));
         };

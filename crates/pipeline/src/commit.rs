@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use dynavault_catalog::{Catalog, Committed, Prepared, StateFile, TableSummary};
-use dynavault_model::{Clock, SegmentId, TableStatus};
+use dynavault_model::{Clock, SegmentId};
 use dynavault_vault::{Manifest, PreparedManifest, VaultWriter};
 
 use crate::error::PipelineError;
@@ -94,10 +94,8 @@ pub(crate) async fn complete(
         sha256: prepared.sha256.clone(),
     };
     vault.commit(&object).await?;
-    let state = state
-        .into_iter()
-        .map(|(table, kind, file, entries)| StateFile { table, kind, file, entries })
-        .collect();
+    let state =
+        state.into_iter().map(|(table, kind, file, entries)| StateFile { table, kind, file, entries }).collect();
     let committed = committed(&manifest, prepared.encrypted, &prepared.sha256);
     catalog.commit_snapshot(&manifest.environment, committed, state).await?;
     Ok(manifest)
@@ -114,9 +112,7 @@ pub(crate) async fn next_state(
     let mut next = Vec::new();
     for table in &manifest.tables {
         let Some(done) = captured.get(&table.table) else {
-            if table.status != TableStatus::Refused {
-                next.extend(before.iter().filter(|file| file.table == table.table).cloned());
-            }
+            next.extend(before.iter().filter(|file| file.table == table.table).cloned());
             continue;
         };
         let full = done.progress.mode == dynavault_model::TableMode::Full;
@@ -128,7 +124,12 @@ pub(crate) async fn next_state(
             let mut files: Vec<StateFile> = match base {
                 Some(names) => names
                     .iter()
-                    .map(|name| StateFile { table: table.table.clone(), kind: kind.into(), file: name.clone(), entries: 0 })
+                    .map(|name| StateFile {
+                        table: table.table.clone(),
+                        kind: kind.into(),
+                        file: name.clone(),
+                        entries: 0,
+                    })
                     .collect(),
                 None if full => Vec::new(),
                 // Without the state before, what is known now is not the whole table: better to know nothing.

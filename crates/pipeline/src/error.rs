@@ -90,7 +90,9 @@ impl Diagnose for PipelineError {
             Self::Source(source) => source.remedy(),
             Self::Vault(source) => source.remedy(),
             Self::Catalog(source) => source.remedy(),
-            Self::State(_) => Some("check that the disk is not full; state files may be deleted, they are made again".into()),
+            Self::State(_) => {
+                Some("check that the disk is not full; state files may be deleted, they are made again".into())
+            }
             Self::OtherEnvironment { .. } => {
                 Some("give the other organization its own environment name in the configuration".into())
             }

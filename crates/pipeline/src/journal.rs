@@ -26,7 +26,10 @@ impl Journal {
         let mut file =
             OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).map_err(&fail)?;
         if file.metadata().map_err(&fail)?.len() < bytes {
-            return Err(fail(std::io::Error::new(std::io::ErrorKind::InvalidData, "it is shorter than its checkpoint says")));
+            return Err(fail(std::io::Error::new(
+                std::io::ErrorKind::InvalidData,
+                "it is shorter than its checkpoint says",
+            )));
         }
         file.set_len(bytes).map_err(&fail)?;
         file.seek(SeekFrom::End(0)).map_err(&fail)?;
@@ -72,11 +75,7 @@ impl ItemReader {
     pub(crate) fn open(path: &Path, offset: u64, bytes: u64) -> Result<Self, StateError> {
         let mut file = File::open(path).map_err(failed(path))?;
         file.seek(SeekFrom::Start(offset)).map_err(failed(path))?;
-        Ok(Self {
-            path: path.to_path_buf(),
-            input: BufReader::new(file.take(bytes.saturating_sub(offset))),
-            offset,
-        })
+        Ok(Self { path: path.to_path_buf(), input: BufReader::new(file.take(bytes.saturating_sub(offset))), offset })
     }
 
     /// The next item, and the offset after it.

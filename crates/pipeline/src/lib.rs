@@ -15,6 +15,8 @@ mod environment_run;
 mod error;
 mod journal;
 mod mode;
+mod outcome;
+mod prior;
 mod progress;
 mod sink;
 mod state;

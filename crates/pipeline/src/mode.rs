@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use dynavault_model::{SchemaDrift, TableMode, TableSchema, TableStatus};
+use dynavault_model::{SchemaDrift, TableMode, TableSchema};
 use dynavault_vault::{Manifest, TableManifest};
 use serde::Serialize;
 
@@ -42,7 +42,8 @@ pub(crate) fn decide(schema: &TableSchema, known: &Known<'_>) -> PlannedMode {
         if known.state {
             PlannedMode { mode: TableMode::Sweep, reason: Some(reason.into()) }
         } else {
-            let reason = format!("{reason}; the rows of the snapshot before cannot be compared with here, so all are stored");
+            let reason =
+                format!("{reason}; the rows of the snapshot before cannot be compared with here, so all are stored");
             PlannedMode { mode: TableMode::Full, reason: Some(reason) }
         }
     };
@@ -79,16 +80,15 @@ pub(crate) fn drift(before: Option<&TableSchema>, new_table: bool, now: &TableSc
     let mut drift = SchemaDrift {
         added: new.keys().filter(|name| !old.contains_key(*name)).cloned().collect(),
         removed: old.keys().filter(|name| !new.contains_key(*name)).cloned().collect(),
-        retyped: new.iter().filter(|(name, kind)| old.get(*name).is_some_and(|was| was != *kind)).map(|(name, _)| name.clone()).collect(),
+        retyped: new
+            .iter()
+            .filter(|(name, kind)| old.get(*name).is_some_and(|was| was != *kind))
+            .map(|(name, _)| name.clone())
+            .collect(),
         new_table: false,
     };
     drift.added.sort();
     drift.removed.sort();
     drift.retyped.sort();
     (!drift.is_empty()).then_some(drift)
-}
-
-/// Whether a table of the snapshot before was captured well enough to go on from.
-pub(crate) fn usable(prior: &TableManifest) -> bool {
-    prior.status != TableStatus::Refused
 }

@@ -14,18 +14,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dynavault_model::{
-    Clock, ContentItem, Deletion, Member, Row, RowId, RowSink, Scan, Stopped, TableSchema, Tally,
-};
+use dynavault_model::{Clock, ContentItem, Deletion, Member, Row, RowId, RowSink, Scan, Stopped, TableSchema, Tally};
 use dynavault_vault::{SegmentInfo, SegmentKind, SegmentWriter, VaultWriter, version_hash};
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::runtime::Handle;
 
+use crate::SegmentLimits;
 use crate::error::PipelineError;
 use crate::journal::Journal;
 use crate::state::{GONE, State, write_file};
-use crate::SegmentLimits;
 
 /// Deletions of one page that need a look at the environment; a page has at most 5,000 rows.
 const CONFLICTS_MAX: usize = 10_000;
@@ -320,13 +318,8 @@ impl TableSink {
         if !known && self.parts.draft.hash(id)?.is_none() {
             return Ok(());
         }
-        let tombstone = Tombstone {
-            id: id.to_string(),
-            key,
-            reason,
-            after: self.parts.gone_after,
-            before: self.parts.clock.now(),
-        };
+        let tombstone =
+            Tombstone { id: id.to_string(), key, reason, after: self.parts.gone_after, before: self.parts.clock.now() };
         let json = serde_json::to_vec(&tombstone).unwrap_or_default();
         if self.tombstones.is_none() {
             self.tombstones = Some(self.create(SegmentKind::Deleted)?);

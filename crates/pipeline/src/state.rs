@@ -128,9 +128,7 @@ impl SortedFile {
         if cached.0 != block {
             cached.1.resize(count * RECORD_BYTES, 0);
             cached.0 = usize::MAX;
-            self.file
-                .read_exact_at(&mut cached.1, (first * RECORD_BYTES) as u64)
-                .map_err(failed(&self.path))?;
+            self.file.read_exact_at(&mut cached.1, (first * RECORD_BYTES) as u64).map_err(failed(&self.path))?;
             cached.0 = block;
         }
         let bytes = &cached.1;
@@ -279,9 +277,9 @@ mod tests {
         assert_eq!(state.hash(id(6)).unwrap(), None);
         assert_eq!(state.hash(id(1500)).unwrap(), None);
         assert_eq!(state.hash(id(2000)).unwrap(), Some(7));
-        let folded = folder.path().join("folded");
-        assert_eq!(fold(&paths, &folded).unwrap(), 1000);
-        let state = State::open(&[folded]).unwrap();
+        let one = folder.path().join("folded");
+        assert_eq!(fold(&paths, &one).unwrap(), 1000);
+        let state = State::open(&[one]).unwrap();
         assert_eq!((state.hash(id(5)).unwrap(), state.hash(id(6)).unwrap()), (Some(2), None));
         assert_eq!(state.records(), 1000);
     }

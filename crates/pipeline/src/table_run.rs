@@ -436,7 +436,11 @@ impl<'a> TableRun<'a> {
         }
         let listing = self.shared.source.rediscover(&self.schema, &self.call()).await.map_err(Broken::Source)?;
         match listing.schema {
-            Ok(now) if shape(&TableSchema { content: self.kept_content(&now), ..now.clone() }) == shape(&self.schema) => Ok(()),
+            Ok(now)
+                if shape(&TableSchema { content: self.kept_content(&now), ..now.clone() }) == shape(&self.schema) =>
+            {
+                Ok(())
+            }
             _ => Err(Broken::Restart(Restart::Anew("the table's columns changed while it was read".into()))),
         }
     }

@@ -328,7 +328,11 @@ fn write_name(name: &[u8], out: &mut impl Write) -> io::Result<()> {
 
 /// The stored name without its escape; `None` for one of the batch's own words.
 fn plain_name(stored: &[u8]) -> Option<&[u8]> {
-    if needs_escape(stored) { stored.strip_prefix(b"@").filter(|rest| rest.first() == Some(&b'@')) } else { Some(stored) }
+    if needs_escape(stored) {
+        stored.strip_prefix(b"@").filter(|rest| rest.first() == Some(&b'@'))
+    } else {
+        Some(stored)
+    }
 }
 
 /// A line that is not a batch of this format.

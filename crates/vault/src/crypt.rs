@@ -80,7 +80,8 @@ impl Recipients {
             return Err(KeyError::TooManyRecipients);
         }
         let keys = texts.iter().map(|text| {
-            x25519::Recipient::from_str(text).map_err(|_| KeyError::NotARecipient { text: text.chars().take(80).collect() })
+            x25519::Recipient::from_str(text)
+                .map_err(|_| KeyError::NotARecipient { text: text.chars().take(80).collect() })
         });
         keys.collect::<Result<_, _>>().map(Self)
     }
@@ -154,7 +155,11 @@ impl Identities {
         let shown = path.display().to_string();
         let read = |source| KeyError::Read { path: shown.clone(), source };
         let mut text = String::new();
-        std::fs::File::open(path).map_err(read)?.take(IDENTITY_FILE_BYTES_MAX).read_to_string(&mut text).map_err(read)?;
+        std::fs::File::open(path)
+            .map_err(read)?
+            .take(IDENTITY_FILE_BYTES_MAX)
+            .read_to_string(&mut text)
+            .map_err(read)?;
         let text = SecretString::from(text);
         let mut keys = Vec::new();
         for (number, line) in text.expose_secret().lines().enumerate() {

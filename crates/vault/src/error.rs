@@ -121,10 +121,16 @@ impl Diagnose for VaultError {
     fn remedy(&self) -> Option<String> {
         match self {
             Self::Store { source, .. } => source.remedy(),
-            Self::Damaged { .. } => Some("run `dynavault verify --deep` to see what else is damaged and which snapshots are whole".into()),
-            Self::NoKey { .. } => Some("set vault.identity_file to the file with the secret key of one of the vault's recipients".into()),
+            Self::Damaged { .. } => {
+                Some("run `dynavault verify --deep` to see what else is damaged and which snapshots are whole".into())
+            }
+            Self::NoKey { .. } => {
+                Some("set vault.identity_file to the file with the secret key of one of the vault's recipients".into())
+            }
             Self::NotAVault { .. } => Some("check vault.url; the first backup makes the vault".into()),
-            Self::UnknownFormat { .. } => Some("use the version of dynavault that wrote the vault, or a newer one".into()),
+            Self::UnknownFormat { .. } => {
+                Some("use the version of dynavault that wrote the vault, or a newer one".into())
+            }
             Self::NoSnapshot { .. } => Some("`dynavault snapshot list` shows the snapshots".into()),
             Self::NoTable { .. } => Some("`dynavault snapshot show` lists the tables of a snapshot".into()),
             Self::Key(source) => source.remedy(),

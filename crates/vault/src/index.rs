@@ -106,8 +106,8 @@ pub(crate) fn decode_block(compressed: &[u8], count: usize) -> Result<Vec<IndexE
     if count > BLOCK_ENTRIES {
         return Err(NotAnIndex("a block has too many entries"));
     }
-    let block =
-        zstd::bulk::decompress(compressed, count * ENTRY_BYTES).map_err(|_| NotAnIndex("a block does not decompress"))?;
+    let block = zstd::bulk::decompress(compressed, count * ENTRY_BYTES)
+        .map_err(|_| NotAnIndex("a block does not decompress"))?;
     if block.len() != count * ENTRY_BYTES {
         return Err(NotAnIndex("a block has the wrong size"));
     }
@@ -250,16 +250,8 @@ impl Filter {
     pub(crate) const BLOCK_BYTES: usize = 32;
     const BITS_PER_ENTRY: usize = 10;
     /// Odd multipliers that spread one 32-bit hash over the eight words, as in the Parquet format.
-    const SALT: [u32; 8] = [
-        0x47b6_137b,
-        0x4497_4d91,
-        0x8824_ad5b,
-        0xa2b7_289d,
-        0x7054_95c7,
-        0x2df1_424b,
-        0x9efc_4947,
-        0x5c6b_fb31,
-    ];
+    const SALT: [u32; 8] =
+        [0x47b6_137b, 0x4497_4d91, 0x8824_ad5b, 0xa2b7_289d, 0x7054_95c7, 0x2df1_424b, 0x9efc_4947, 0x5c6b_fb31];
 
     fn build(entries: &[IndexEntry]) -> Vec<u8> {
         let blocks = (entries.len() * Self::BITS_PER_ENTRY).div_ceil(Self::BLOCK_BYTES * 8).max(1);
@@ -347,8 +339,11 @@ mod tests {
     #[test]
     fn the_last_delivery_of_a_row_wins() {
         let id = RowId([7; 16]);
-        let mut entries =
-            vec![IndexEntry { id, row: 1, hash: 1 }, IndexEntry { id, row: 9, hash: 2 }, IndexEntry { id, row: 4, hash: 3 }];
+        let mut entries = vec![
+            IndexEntry { id, row: 1, hash: 1 },
+            IndexEntry { id, row: 9, hash: 2 },
+            IndexEntry { id, row: 4, hash: 3 },
+        ];
         newest_per_id(&mut entries);
         assert_eq!(entries, [IndexEntry { id, row: 9, hash: 2 }]);
     }

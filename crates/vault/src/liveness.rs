@@ -8,10 +8,10 @@ use std::collections::BinaryHeap;
 
 use dynavault_model::RowId;
 
+use crate::VaultError;
 use crate::index::IndexEntry;
 use crate::manifest::SegmentKind;
 use crate::reader::SegmentReader;
-use crate::VaultError;
 
 /// A set of row numbers.
 #[derive(Debug, Clone, Default)]

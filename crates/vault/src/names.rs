@@ -42,7 +42,13 @@ fn segment_of(environment: &str, table: &str, id: SegmentId, kind: SegmentKind, 
     name(format!("environments/{environment}/tables/{table}/{id}{kind}.jsonl.zst{}", suffix(encrypted)))
 }
 
-pub(crate) fn new_segment(environment: &str, table: &str, id: SegmentId, kind: SegmentKind, encrypted: bool) -> BlobName {
+pub(crate) fn new_segment(
+    environment: &str,
+    table: &str,
+    id: SegmentId,
+    kind: SegmentKind,
+    encrypted: bool,
+) -> BlobName {
     segment_of(environment, table, id, kind, encrypted)
 }
 

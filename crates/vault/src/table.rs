@@ -68,7 +68,8 @@ impl<'a> TableReader<'a> {
         // A whole segment in the wrong place is not what its own checksums can tell.
         if reader.bytes_stored() != info.bytes_stored
             || reader.entries() != info.rows
-            || u64::from(reader.rows_stored()) != info.rows_stored {
+            || u64::from(reader.rows_stored()) != info.rows_stored
+        {
             return Err(VaultError::damaged(name, "it holds other rows than its manifest says"));
         }
         Ok(reader)
@@ -80,7 +81,10 @@ impl<'a> TableReader<'a> {
     }
 
     /// The same for the table's content references; the id is of the pair of row and column.
-    pub fn live_content_ids(&self, mut each: impl FnMut(RowId, u64) -> Result<(), VaultError>) -> Result<(), VaultError> {
+    pub fn live_content_ids(
+        &self,
+        mut each: impl FnMut(RowId, u64) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
         self.merge(true, |_, entry| each(entry.id, entry.hash))
     }
 

@@ -59,12 +59,13 @@ impl Upload {
     pub(crate) fn finish(mut self) -> Result<Uploaded, VaultError> {
         self.pass_on().map_err(VaultError::io(&self.name))?;
         let Some(writer) = self.writer.take() else { return Err(VaultError::Cancelled) };
-        let stored = self
-            .handle
-            .block_on(writer.finish())
-            .map_err(VaultError::store(format!("finish {}", self.name)))?;
+        let stored =
+            self.handle.block_on(writer.finish()).map_err(VaultError::store(format!("finish {}", self.name)))?;
         if stored != self.bytes {
-            return Err(VaultError::damaged(&self.name, format!("{} bytes were written, {stored} were kept", self.bytes)));
+            return Err(VaultError::damaged(
+                &self.name,
+                format!("{} bytes were written, {stored} were kept", self.bytes),
+            ));
         }
         Ok(Uploaded { bytes: self.bytes, sha256: hex(&self.hasher.finalize()) })
     }

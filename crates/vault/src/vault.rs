@@ -235,11 +235,7 @@ impl Vault {
     }
 
     /// Reads a schema object.
-    pub async fn schema(
-        &self,
-        environment: &str,
-        hash: &str,
-    ) -> Result<dynavault_model::TableSchema, VaultError> {
+    pub async fn schema(&self, environment: &str, hash: &str) -> Result<dynavault_model::TableSchema, VaultError> {
         for encrypted in [false, true] {
             let name = names::schema(environment, hash, encrypted);
             let stored = match self.read_whole(&name, SCHEMA_BYTES_MAX as u64).await {
@@ -253,8 +249,7 @@ impl Vault {
             let packed = crypt::read_small(&stored, encrypted, &self.identities, SCHEMA_BYTES_MAX as u64)
                 .ok_or_else(|| VaultError::NoKey { object: name.to_string() })?;
             let damaged = |error: String| VaultError::damaged(&name, error);
-            let json =
-                zstd::bulk::decompress(&packed, SCHEMA_BYTES_MAX).map_err(|error| damaged(error.to_string()))?;
+            let json = zstd::bulk::decompress(&packed, SCHEMA_BYTES_MAX).map_err(|error| damaged(error.to_string()))?;
             if sha256_hex(&json) != hash {
                 return Err(damaged("its content does not match its name".into()));
             }
@@ -291,7 +286,8 @@ struct Version {
 
 /// Pretty JSON: manifests are read by people too, and compress well where it matters.
 fn to_json(value: &impl serde::Serialize) -> Vec<u8> {
-    let mut bytes = serde_json::to_vec_pretty(value).expect("our documents serialise: no maps with odd keys, no floats");
+    let mut bytes =
+        serde_json::to_vec_pretty(value).expect("our documents serialise: no maps with odd keys, no floats");
     bytes.push(b'\n');
     bytes
 }
@@ -357,7 +353,8 @@ impl VaultWriter {
     /// Fixes the bytes of a manifest.
     pub fn prepare(&self, manifest: &Manifest) -> Result<PreparedManifest, VaultError> {
         let encrypted = !self.recipients().is_empty();
-        let bytes = crypt::write_small(&to_json(manifest), self.recipients()).map_err(VaultError::io("the manifest"))?;
+        let bytes =
+            crypt::write_small(&to_json(manifest), self.recipients()).map_err(VaultError::io("the manifest"))?;
         Ok(PreparedManifest { snapshot: manifest.snapshot, encrypted, sha256: sha256_hex(&bytes), bytes })
     }
 

@@ -196,7 +196,13 @@ fn read_manifests(
                 {
                     let before = names::manifest(environment, previous.snapshot, object.encrypted);
                     let detail = format!("it is not the manifest that snapshot {} was chained to", object.id);
-                    report.damage.push(finding(&before, VaultError::damaged(&before, detail), None, 0, &[previous.snapshot])?);
+                    report.damage.push(finding(
+                        &before,
+                        VaultError::damaged(&before, detail),
+                        None,
+                        0,
+                        &[previous.snapshot],
+                    )?);
                 }
                 manifests.push(manifest);
             }
@@ -276,7 +282,10 @@ fn check_segment(
         })?;
         report.rows += rows;
         if rows != used.info.rows {
-            return Err(VaultError::damaged(&name, format!("{rows} rows were read, its manifest says {}", used.info.rows)));
+            return Err(VaultError::damaged(
+                &name,
+                format!("{rows} rows were read, its manifest says {}", used.info.rows),
+            ));
         }
     } else {
         reader.open(used.info)?;
@@ -307,8 +316,7 @@ fn check_content(
 ) -> Result<(), VaultError> {
     let file = BlobFile::open(handle, vault.store(), name, SCAN_BYTES)?;
     let found = if encrypted {
-        let mut plain =
-            vault.identities().open(file).ok_or_else(|| VaultError::NoKey { object: name.to_string() })?;
+        let mut plain = vault.identities().open(file).ok_or_else(|| VaultError::NoKey { object: name.to_string() })?;
         hash_all(&mut plain, name, report)?
     } else {
         let mut file = file;

@@ -52,11 +52,14 @@ fn is_loopback(url: &Url) -> bool {
 
 /// Addresses that are written out are checked here; those by reference when they are used.
 pub(crate) fn check_address(what: &str, text: &str) -> Result<Url, ConfigError> {
-    let url = Url::parse(text).map_err(|error| sense(format!("{what}: {text:?} is not an address ({error})"), "write it with https://"))?;
+    let url = Url::parse(text)
+        .map_err(|error| sense(format!("{what}: {text:?} is not an address ({error})"), "write it with https://"))?;
     match url.scheme() {
         "https" => Ok(url),
         "http" if is_loopback(&url) => Ok(url),
-        _ => Err(sense(format!("{what}: {text:?} is not https"), "plain http is allowed for hosts of this machine only")),
+        _ => {
+            Err(sense(format!("{what}: {text:?} is not https"), "plain http is allowed for hosts of this machine only"))
+        }
     }
 }
 
@@ -148,7 +151,10 @@ impl Config {
         }
         for glob in environment.include.iter().chain(&environment.exclude) {
             if let Err(error) = Glob::new(glob) {
-                return Err(sense(format!("environment {name}: {glob:?} is not a pattern ({error})"), "use *, ? and [a-z]"));
+                return Err(sense(
+                    format!("environment {name}: {glob:?} is not a pattern ({error})"),
+                    "use *, ? and [a-z]",
+                ));
             }
         }
         if environment.max_requests_in_flight == 0 || environment.max_requests_in_flight > 48 {
@@ -162,8 +168,9 @@ impl Config {
 
     fn check_job(&self, job: &JobConfig) -> Result<(), ConfigError> {
         let name = &job.name;
-        self.environment(&job.environment)
-            .map_err(|_| sense(format!("job {name}: there is no environment {:?}", job.environment), "name a configured one"))?;
+        self.environment(&job.environment).map_err(|_| {
+            sense(format!("job {name}: there is no environment {:?}", job.environment), "name a configured one")
+        })?;
         if job.schedule.split_whitespace().count() != 5 {
             return Err(sense(
                 format!("job {name}: the schedule {:?} does not have five fields", job.schedule),
@@ -171,7 +178,10 @@ impl Config {
             ));
         }
         if jiff::tz::TimeZone::get(&job.timezone).is_err() {
-            return Err(sense(format!("job {name}: unknown time zone {:?}", job.timezone), "use a name such as Europe/Berlin"));
+            return Err(sense(
+                format!("job {name}: unknown time zone {:?}", job.timezone),
+                "use a name such as Europe/Berlin",
+            ));
         }
         if let Some(span) = &job.full_every
             && span.parse::<jiff::Span>().is_err()
@@ -187,9 +197,8 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Config, String> {
-        Config::parse(text, "test.toml").map_err(|error| {
-            format!("{error} / {}", dynavault_model::Diagnose::remedy(&error).unwrap_or_default())
-        })
+        Config::parse(text, "test.toml")
+            .map_err(|error| format!("{error} / {}", dynavault_model::Diagnose::remedy(&error).unwrap_or_default()))
     }
 
     const VAULT: &str = "[vault]\nurl = \"file:///tmp/v\"\n";
@@ -217,7 +226,8 @@ mod tests {
 
     #[test]
     fn plain_http_is_for_this_machine_only() {
-        for (url, ok) in [("http://127.0.0.1:1", true), ("http://localhost:1", true), ("http://contoso.example", false)] {
+        for (url, ok) in [("http://127.0.0.1:1", true), ("http://localhost:1", true), ("http://contoso.example", false)]
+        {
             let text = format!("[vault]\nurl = \"azblob://a/c\"\nendpoint = \"{url}\"\n");
             assert_eq!(parse(&text).is_ok(), ok, "{url}");
         }

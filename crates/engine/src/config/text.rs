@@ -31,7 +31,11 @@ impl Text {
             Self::Env(name) => std::env::var(name)
                 .map_err(|_| ConfigError::MissingVariable { what: what.to_string(), name: name.clone() }),
             Self::File(path) => {
-                let failed = |source| ConfigError::MissingFile { what: what.to_string(), path: path.display().to_string(), source };
+                let failed = |source| ConfigError::MissingFile {
+                    what: what.to_string(),
+                    path: path.display().to_string(),
+                    source,
+                };
                 let size = std::fs::metadata(path).map_err(failed)?.len();
                 if size > FILE_BYTES_MAX {
                     return Err(failed(std::io::Error::other("it is too large for a value")));
@@ -76,7 +80,9 @@ impl<'de> Visitor<'de> for TextVisitor {
             Some("env") => Text::Env(map.next_value()?),
             Some("file") => Text::File(map.next_value()?),
             Some(other) => return Err(de::Error::unknown_field(other, &["env", "file"])),
-            None => return Err(de::Error::custom("an empty reference; write { env = \"NAME\" } or { file = \"PATH\" }")),
+            None => {
+                return Err(de::Error::custom("an empty reference; write { env = \"NAME\" } or { file = \"PATH\" }"));
+            }
         };
         match map.next_key::<String>()? {
             None => Ok(text),
