@@ -1,5 +1,5 @@
 //! The only place that writes to the terminal: data to standard output, talk to standard error.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this module is how the program speaks")]
+#![expect(clippy::print_stderr, reason = "this module is how the program speaks")]
 
 use std::io::Write;
 
@@ -52,8 +52,8 @@ pub(crate) fn table_text(headers: &[&str], rows: &[Vec<String>]) -> String {
         for (index, cell) in cells.iter().enumerate() {
             let pad = " ".repeat(widths[index].saturating_sub(cell.chars().count()));
             let right = headers[index].starts_with('>');
-            text.push_str(&if right { format!("{pad}{cell}") } else { format!("{cell}{pad}") });
-            text.push_str("  ");
+            let (first, second) = if right { (pad.as_str(), *cell) } else { (*cell, pad.as_str()) };
+            text.extend([first, second, "  "]);
         }
         text.trim_end().to_string()
     };
@@ -79,7 +79,7 @@ pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);

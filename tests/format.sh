@@ -44,8 +44,9 @@ url=$(sed -n 's/^ *"url": "\(.*\)".*/\1/p' "$work/simulator.json")
 
 # The same environment into a second, encrypted vault.
 recipient=$("$program" --quiet key generate "$work/restore.key" 2>/dev/null)
-sed -e "s#^url = \"file://.*/vault\"#&\nrecipients = [\"$recipient\"]\nidentity_file = \"$work/restore.key\"#" \
-    -e 's#/vault"$#/encrypted"#' -e 's#catalog\.db#encrypted.db#' "$work/dynavault.toml" >"$work/encrypted.toml"
+sed -e 's#/vault"$#/encrypted"#' -e 's#catalog\.db#encrypted.db#' \
+    -e "s#^\[vault\]#&\nrecipients = [\"$recipient\"]\nidentity_file = \"$work/restore.key\"#" \
+    "$work/dynavault.toml" >"$work/encrypted.toml"
 
 backup() {
     for config in dynavault encrypted; do
@@ -77,9 +78,11 @@ for config in dynavault encrypted; do
         identity=(--identity "$work/restore.key")
     fi
     found=0
-    for snapshot in $(snapshots "$config"); do
+    known=$(snapshots "$config")
+    for snapshot in $known; do
         found=$((found + 1))
-        for table in $(tables "$config" "$snapshot"); do
+        captured=$(tables "$config" "$snapshot")
+        for table in $captured; do
             "$program" --config "$work/$config.toml" --quiet export --table "$table" --snapshot "$snapshot" >"$work/export.jsonl"
             "$python" docs/format/read_vault.py "$vault" simulated --table "$table" --snapshot "$snapshot" "${identity[@]}" \
                 >"$work/read.jsonl"

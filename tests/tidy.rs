@@ -97,7 +97,9 @@ fn crates_depend_only_downwards() {
         let package = manifest["package"]["name"].as_str().unwrap();
         let package = package.strip_prefix("dynavault-").unwrap_or(package);
         let Some(allowed) = known.get(package) else {
-            findings.push(format!("{name}: crate {package} has no layer; give it a row in MAY_USE of tests/tidy.rs, with a reason"));
+            findings.push(format!(
+                "{name}: crate {package} has no layer; give it a row in MAY_USE of tests/tidy.rs, with a reason"
+            ));
             continue;
         };
         seen += 1;
@@ -130,7 +132,13 @@ fn the_layers_have_no_circle() {
 #[test]
 fn nothing_unfinished_is_left_in_the_source() {
     // Put together here, so that this file does not find itself.
-    let words = [concat!("FIX", "ME"), concat!("XX", "X:"), concat!("to", "do!("), concat!("unimple", "mented!("), concat!("db", "g!(")];
+    let words = [
+        concat!("FIX", "ME"),
+        concat!("XX", "X:"),
+        concat!("to", "do!("),
+        concat!("unimple", "mented!("),
+        concat!("db", "g!("),
+    ];
     let mut findings = Vec::new();
     for (name, path) in files(&[".rs"]) {
         for (number, line) in lines(&path) {
@@ -171,7 +179,9 @@ fn files_are_short_enough_to_be_read() {
         let count = lines(&path).len();
         match long.get(name.as_str()) {
             None if count > LINES_MAX => findings.push(format!("{name} has {count} lines, {LINES_MAX} is the limit")),
-            Some(allowed) if count > *allowed => findings.push(format!("{name} has grown to {count} lines from {allowed}")),
+            Some(allowed) if count > *allowed => {
+                findings.push(format!("{name} has grown to {count} lines from {allowed}"))
+            }
             Some(_) if count <= LINES_MAX => findings.push(format!("{name} is short now; take it from LONG_FILES")),
             _ => {}
         }
@@ -217,7 +227,9 @@ fn documents_name_files_that_exist() {
             for text in quoted(&line) {
                 // A path may be followed by where in the file, or be the program of a command line.
                 let word = text.split([' ', ':', '#']).next().unwrap_or_default().trim_end_matches(['.', ',', ';']);
-                let ours = ["crates/", "docs/", "tests/", "src/", "benches/", "config/", ".ci/"].iter().any(|start| word.starts_with(start));
+                let ours = ["crates/", "docs/", "tests/", "src/", "benches/", "config/", ".ci/"]
+                    .iter()
+                    .any(|start| word.starts_with(start));
                 if !ours || word.contains(['*', '<', '{', '…', '$']) {
                     continue;
                 }
@@ -264,7 +276,9 @@ fn each_dependency_has_one_version_and_a_reason() {
     let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
     let section = manifest.split("[workspace.dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
     let mut findings = Vec::new();
-    for line in section.lines().filter(|line| line.contains('=') && !line.starts_with("dynavault-") && !line.starts_with('#')) {
+    for line in
+        section.lines().filter(|line| line.contains('=') && !line.starts_with("dynavault-") && !line.starts_with('#'))
+    {
         if line.split(" # ").nth(1).is_none_or(|reason| reason.trim().len() < 5) {
             findings.push(line.to_owned());
         }

@@ -40,7 +40,7 @@ async fn dispatch(command: Command, global: &Global, cancel: CancellationToken) 
         Command::Init { path, print } => setup::init(&path, print),
         Command::Config(ConfigCommand::Check) => setup::check(global),
         Command::Key(command) => setup::key(command),
-        Command::Completions { shell } => setup::completions(shell),
+        Command::Completions { shell } => Ok(setup::completions(shell)),
         Command::Man { folder } => setup::man(&folder),
         Command::Env(EnvCommand::List) => env::list(global),
         Command::Env(EnvCommand::Tables { environment }) => env::tables(environment, global, cancel).await,

@@ -75,11 +75,11 @@ pub(super) fn key(command: KeyCommand) -> Outcome {
     Ok(exit::DONE)
 }
 
-pub(super) fn completions(shell: clap_complete::Shell) -> Outcome {
+pub(super) fn completions(shell: clap_complete::Shell) -> u8 {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Args::command(), "dynavault", &mut script);
     print::data(String::from_utf8_lossy(&script).trim_end());
-    Ok(exit::DONE)
+    exit::DONE
 }
 
 pub(super) fn man(folder: &Path) -> Outcome {

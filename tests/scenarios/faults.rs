@@ -54,13 +54,7 @@ fn edit(world: &World, seed: u64) {
 
 /// Checks a run during which the service misbehaved. Whatever counts as captured must be what the service had; what does not
 /// must be named, with a reason, and keep its last good rows.
-fn check(
-    ended: &Finished,
-    site: &Site,
-    world: &World,
-    before: &Moment,
-    last_good: Option<&RunReport>,
-) -> RunReport {
+fn check(ended: &Finished, site: &Site, world: &World, before: &Moment, last_good: Option<&RunReport>) -> RunReport {
     assert!(matches!(ended.code(), 0 | 3), "{}: {}\n{}", ended.command, ended.code(), ended.stderr);
     let report = ended.report();
     let snapshot = report.snapshot.expect("a snapshot");

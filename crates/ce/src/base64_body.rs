@@ -33,15 +33,12 @@ impl ContentSink for Base64Sink {
         if whole == 0 || self.malformed {
             return Ok(());
         }
-        match STANDARD.decode(&self.rest[..whole]) {
-            Ok(bytes) => {
-                self.rest.drain(..whole);
-                self.inner.lock().unwrap_or_else(PoisonError::into_inner).write(&bytes)
-            }
-            Err(_) => {
-                self.malformed = true;
-                Ok(())
-            }
+        if let Ok(bytes) = STANDARD.decode(&self.rest[..whole]) {
+            self.rest.drain(..whole);
+            self.inner.lock().unwrap_or_else(PoisonError::into_inner).write(&bytes)
+        } else {
+            self.malformed = true;
+            Ok(())
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use dynavault_catalog::Catalog;
 use dynavault_model::{Call, EnvironmentIdentity, FaultKind, Observer, RunId, RunKind, RunReport, RunStatus, Tally};
 use dynavault_pipeline::{
-    BackupOptions, BackupParts, EnvironmentRun, MemoryBudget, PipelineError, SegmentLimits, TablePlan,
+    BackupOptions, BackupParts, EnvironmentRun, MemoryBudget, PipelineError, SegmentLimits, TableFilter, TablePlan,
 };
 use dynavault_store::{LockOwner, StoreLock};
 use globset::{Glob, GlobSet, GlobSetBuilder};
@@ -94,7 +94,7 @@ impl<'a> Backup<'a> {
             None
         } else {
             let chosen = globs(&self.request.tables)?;
-            let chosen: Arc<dyn Fn(&str) -> bool + Send + Sync> = Arc::new(move |table: &str| chosen.is_match(table));
+            let chosen: TableFilter = Arc::new(move |table: &str| chosen.is_match(table));
             Some(chosen)
         };
         Ok(BackupOptions {
@@ -138,7 +138,7 @@ impl<'a> Backup<'a> {
         let options = self.options(run)?;
         let parts = self.parts(self.engine.catalog().await?, VaultUse::Look).await?;
         let selected = options.selected.clone();
-        let mut plans = EnvironmentRun::new(parts, options).plan().await?;
+        let mut plans = Box::pin(EnvironmentRun::new(parts, options).plan()).await?;
         if let Some(selected) = selected {
             plans.retain(|plan| selected(&plan.table));
         }
@@ -159,7 +159,7 @@ impl<'a> Backup<'a> {
         let resumed_from = catalog.interrupt_dead_runs(&name, run, clock.now()).await?;
         options.resumed_from = resumed_from;
         let started = options.started;
-        let result = self.locked_run(catalog.clone(), options, &owner).await;
+        let result = Box::pin(self.locked_run(catalog.clone(), options, &owner)).await;
         let end = match result {
             Ok(mut report) => {
                 report.peak_memory_bytes = peak_memory_bytes();
@@ -213,7 +213,8 @@ impl<'a> Backup<'a> {
         parts.lock_held = Arc::new(move || {
             asked.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|lock| !lock.lost())
         });
-        let result = EnvironmentRun::new(parts, options).run().await;
+        // Boxed: the whole run is one large future, and it is moved about before it starts.
+        let result = Box::pin(EnvironmentRun::new(parts, options).run()).await;
         let lock = held.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(lock) = lock {
             lock.release().await;

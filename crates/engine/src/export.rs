@@ -166,7 +166,7 @@ impl Engine {
             let written = match (read, failure) {
                 (Err(_), Some(io)) => Err(io),
                 (Err(error), None) => return Err(error.into()),
-                (Ok(_), _) => {
+                (Ok(()), _) => {
                     bytes += buffer.len() as u64;
                     output.write(&buffer).and_then(|()| output.finish())
                 }

@@ -9,10 +9,7 @@ use dynavault_model::{
     Call, Clock, Observer, Refusal, RowSource, RunId, RunReport, SourceError, TableEvent, TableListing, TableMode,
     TableSchema, TableStatus, Tally,
 };
-use dynavault_vault::{
-    Manifest, Previous, RefusedTable, SegmentInfo, Vault,
-    VaultWriter,
-};
+use dynavault_vault::{Manifest, Previous, RefusedTable, SegmentInfo, Vault, VaultWriter};
 use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +46,9 @@ pub struct BackupParts {
     pub lock_held: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
+/// Chooses tables by name.
+pub type TableFilter = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+
 /// What the operator asked for.
 #[derive(Clone)]
 pub struct BackupOptions {
@@ -61,9 +61,9 @@ pub struct BackupOptions {
     /// The run whose work it takes over, if one was interrupted.
     pub resumed_from: Option<RunId>,
     /// Tables that the configuration protects.
-    pub included: Arc<dyn Fn(&str) -> bool + Send + Sync>,
+    pub included: TableFilter,
     /// Tables of this run, when only some were asked for.
-    pub selected: Option<Arc<dyn Fn(&str) -> bool + Send + Sync>>,
+    pub selected: Option<TableFilter>,
     /// Read everything again and store what differs.
     pub full: bool,
     /// Capture the bytes of files, images and attachments.

@@ -7,9 +7,7 @@ use dynavault_model::{
     EnvironmentIdentity, Refusal, RunKind, RunReport, RunStatus, SnapshotId, TableEvent, TableMode, TableReport,
     TableSchema, TableStatus,
 };
-use dynavault_vault::{
-    Coverage, CutWindow, FORMAT, Manifest, RefusedTable, SegmentInfo, TableManifest,
-};
+use dynavault_vault::{Coverage, CutWindow, FORMAT, Manifest, RefusedTable, SegmentInfo, TableManifest};
 use jiff::Timestamp;
 
 use crate::commit;

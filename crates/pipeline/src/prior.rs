@@ -100,7 +100,11 @@ impl EnvironmentRun {
         Ok(Prior { manifest, previous: Some(Previous { snapshot, sha256 }), state })
     }
 
-    pub(crate) fn same_organization(&self, identity: &EnvironmentIdentity, prior: Option<&Manifest>) -> Result<(), PipelineError> {
+    pub(crate) fn same_organization(
+        &self,
+        identity: &EnvironmentIdentity,
+        prior: Option<&Manifest>,
+    ) -> Result<(), PipelineError> {
         match prior {
             Some(prior) if prior.identity.organization_id != identity.organization_id => {
                 Err(PipelineError::OtherEnvironment {
@@ -113,7 +117,10 @@ impl EnvironmentRun {
         }
     }
 
-    pub(crate) async fn take_up_draft(&self, prior: Option<&Manifest>) -> Result<(Option<Draft>, SnapshotId), PipelineError> {
+    pub(crate) async fn take_up_draft(
+        &self,
+        prior: Option<&Manifest>,
+    ) -> Result<(Option<Draft>, SnapshotId), PipelineError> {
         let (environment, catalog) = (&self.options.environment, &self.parts.catalog);
         let now = self.parts.clock.now();
         if let Some(draft) = catalog.draft(environment).await? {

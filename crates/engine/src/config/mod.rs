@@ -81,11 +81,10 @@ impl dynavault_model::Diagnose for ConfigError {
     fn remedy(&self) -> Option<String> {
         Some(match self {
             Self::NotFound { .. } => "write one with `dynavault init`, or try `dynavault demo`".into(),
-            Self::Read { .. } => "check the path and its permissions".into(),
+            Self::Read { .. } | Self::MissingFile { .. } => "check the path and its permissions".into(),
             Self::Shape { .. } => "`dynavault init --print` shows every key with its meaning".into(),
             Self::Sense { remedy, .. } => remedy.clone(),
             Self::MissingVariable { name, .. } => format!("set {name} in the environment of the process"),
-            Self::MissingFile { .. } => "check the path and its permissions".into(),
         })
     }
 
@@ -384,6 +383,7 @@ pub enum Overlap {
 /// How many snapshots are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "the keys of the configuration file")]
 pub struct Retention {
     /// The newest.
     pub keep_last: Option<u32>,
