@@ -13,9 +13,9 @@ test:
 azure NAME="azure":
     tests/azurite.sh cargo test --workspace --locked {{NAME}}
 
-# One scenario again, by the seed it printed.
-scenario SEED NAME="":
-    DYNAVAULT_SEED={{SEED}} cargo test --locked --test scenarios {{NAME}} -- --nocapture
+# Scenarios of one name; each prints its seed when it fails.
+scenario NAME="":
+    cargo test --locked --test scenarios {{NAME}}
 
 # The folder of golden vaults of a new format; see tests/golden/README.md.
 golden:

@@ -48,7 +48,7 @@ fn a_bad_configuration_is_2_and_says_where_and_what_is_meant() {
     let changed = |from: &str, to: &str| {
         assert!(good.contains(from));
         fs::write(site.path("bad.toml"), good.replace(from, to)).unwrap();
-        site.run(&["--config", "bad.toml", "backup"]).code(2).is_one_error()
+        site.run(&["--config", "bad.toml", "backup"]).code(2).one_error()
     };
     changed("profiles =", "profile =").says(&["line ", "unknown key `profile`", "did you mean `profiles`"]);
     changed("profiles = [\"app\"]", "profiles = [\"ap\"]").says(&["no profile \"ap\"", "did you mean \"app\""]);
@@ -59,16 +59,16 @@ fn a_bad_configuration_is_2_and_says_where_and_what_is_meant() {
         .says(&["DYNAVAULT_NOT_SET is not set"]);
     changed("name = \"simulated\"", "name = \"../simulated\"").says(&["cannot be a folder"]);
     fs::write(site.path("bad.toml"), "[vault\n").unwrap();
-    site.run(&["--config", "bad.toml", "config", "check"]).code(2).is_one_error().says(&["line 1"]);
-    site.run(&["--config", "none.toml", "backup"]).code(2).is_one_error().says(&["none.toml"]);
+    site.run(&["--config", "bad.toml", "config", "check"]).code(2).one_error().says(&["line 1"]);
+    site.run(&["--config", "none.toml", "backup"]).code(2).one_error().says(&["none.toml"]);
     fs::remove_file(site.path("dynavault.toml")).unwrap();
-    site.run(&["backup"]).code(2).is_one_error().says(&["no configuration found", "dynavault init"]);
+    site.run(&["backup"]).code(2).one_error().says(&["no configuration found", "dynavault init"]);
 }
 
 #[test]
 fn names_that_do_not_exist_are_2_with_the_way_to_the_right_ones() {
     let site = Site::small();
-    let run = |arguments: &[&str]| site.run(arguments).code(2).is_one_error();
+    let run = |arguments: &[&str]| site.run(arguments).code(2).one_error();
     run(&["backup", "simulate"]).says(&["no environment \"simulate\"", "did you mean \"simulated\""]);
     // Nothing was backed up yet: the vault is not there, and looking does not make it.
     for arguments in
@@ -108,7 +108,7 @@ fn a_second_backup_is_5_on_this_host_and_on_another() {
     let mut first = site.start(&["backup"]);
     // Both locks are held before the first request.
     wait_for("the first request", || (site.simulator.stats().requests > 0).then_some(()));
-    site.run(&["backup"]).code(5).is_one_error().says(&["another backup of environment simulated is running"]);
+    site.run(&["backup"]).code(5).one_error().says(&["another backup of environment simulated is running"]);
     // Another host has a catalog of its own and meets the lock in the vault.
     let mut settings = site.settings();
     settings.catalog = site.path("other-host/catalog.db");
@@ -125,16 +125,16 @@ fn a_second_backup_is_5_on_this_host_and_on_another() {
 fn a_wrong_or_expired_secret_is_6() {
     let site = Site::small();
     fs::write(site.path("secret.txt"), "not-the-secret").unwrap();
-    let wrong = site.run(&["backup"]).code(6).is_one_error().says(&["AADSTS7000215", "app"]);
+    let wrong = site.run(&["backup"]).code(6).one_error().says(&["AADSTS7000215", "app"]);
     assert!(!wrong.err.contains("not-the-secret"));
-    site.run(&["env", "whoami"]).code(6).is_one_error();
+    site.run(&["env", "whoami"]).code(6).one_error();
     fs::write(site.path("secret.txt"), site.simulator.secret()).unwrap();
     site.simulator.expire_secret();
-    site.run(&["backup"]).code(6).is_one_error().says(&["AADSTS7000222", "expired"]);
+    site.run(&["backup"]).code(6).one_error().says(&["AADSTS7000222", "expired"]);
     let mut settings = site.settings();
     settings.client_id = "11111111-2222-3333-4444-555555555555".into();
     site.configure("dynavault.toml", &settings);
-    site.run(&["backup"]).code(6).is_one_error().says(&["AADSTS700016"]);
+    site.run(&["backup"]).code(6).one_error().says(&["AADSTS700016"]);
     // What failed is in the history, and nothing of it hinders the next run.
     let runs = site.run(&["run", "list", "--json"]).code(0).json();
     assert_eq!(runs.as_array().unwrap().len(), 3);
@@ -196,7 +196,7 @@ fn an_application_that_is_no_user_of_the_environment_is_6() {
     for arguments in [&["backup"][..], &["env", "whoami"], &["env", "tables"]] {
         let mut line = vec!["--config", "stranger.toml"];
         line.extend_from_slice(arguments);
-        site.run(&line).code(6).is_one_error().says(&["not a member of the organization"]);
+        site.run(&line).code(6).one_error().says(&["not a member of the organization"]);
     }
 }
 

@@ -167,12 +167,12 @@ fn a_file_is_whole_or_not_there() {
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
     }
-    site.run(&["export", "--table", "contact", "-o", "accounts.jsonl"]).code(4).is_one_error();
+    site.run(&["export", "--table", "contact", "-o", "accounts.jsonl"]).code(4).one_error();
     assert_eq!(fs::read_to_string(&target).unwrap(), text);
     assert!(!site.path("accounts.jsonl.partial").exists(), "a failed export left its scratch file behind");
     site.run(&["export", "--table", "account", "-o", "nowhere/rows.jsonl"])
         .code(1)
-        .is_one_error()
+        .one_error()
         .says(&["nowhere/rows.jsonl"]);
 }
 
@@ -201,6 +201,6 @@ fn a_refused_table_is_explained() {
     settings.environment = "files = false\n".into();
     site.configure("dynavault.toml", &settings);
     site.run(&["backup", "-q"]).code(3);
-    site.run(&["export", "--table", "new_secret"]).code(2).is_one_error().says(&["new_secret was refused", "prvRead"]);
-    site.run(&["export", "--table", "new_external"]).code(2).is_one_error().says(&["virtual table"]);
+    site.run(&["export", "--table", "new_secret"]).code(2).one_error().says(&["new_secret was refused", "prvRead"]);
+    site.run(&["export", "--table", "new_external"]).code(2).one_error().says(&["virtual table"]);
 }

@@ -37,7 +37,7 @@ fn a_vault_that_cannot_be_written_fails_the_run_and_the_next_one_succeeds() {
         let mut settings = site.settings();
         settings.vault = format!("url = \"file://{}\"\n", place.display());
         site.configure("dynavault.toml", &settings);
-        site.run(&["backup"]).code(2).is_one_error().says(&[&place.display().to_string(), "vault.url"]);
+        site.run(&["backup"]).code(2).one_error().says(&[&place.display().to_string(), "vault.url"]);
     }
     assert_eq!(site.simulator.stats().by_kind.get("page"), None, "rows were read although they cannot be stored");
     site.configure("dynavault.toml", &site.settings());
@@ -53,7 +53,7 @@ fn a_catalog_that_cannot_be_written_fails_before_anything_is_read() {
     settings.catalog = site.path("secret.txt/catalog.db");
     site.configure("dynavault.toml", &settings);
     for arguments in [&["backup"][..], &["run", "list"]] {
-        site.run(arguments).code(2).is_one_error().says(&["secret.txt/catalog.db"]);
+        site.run(arguments).code(2).one_error().says(&["secret.txt/catalog.db"]);
     }
     assert_eq!(site.simulator.stats().requests, 0);
     assert!(!site.path("vault").exists());
@@ -63,7 +63,7 @@ fn a_catalog_that_cannot_be_written_fails_before_anything_is_read() {
     site.configure("dynavault.toml", &settings);
     let notes = "These are notes, not a database. ".repeat(100);
     std::fs::write(site.path("notes.txt"), &notes).unwrap();
-    site.run(&["backup"]).code(2).is_one_error().says(&["notes.txt"]);
+    site.run(&["backup"]).code(2).one_error().says(&["notes.txt"]);
     assert_eq!(std::fs::read_to_string(site.path("notes.txt")).unwrap(), notes);
 }
 
@@ -89,7 +89,7 @@ fn a_file_that_grows_too_large_is_one_message_and_the_next_run_goes_on() {
     let mut settings = site.settings();
     settings.environment = format!("exclude = {UNREADABLE:?}\n");
     site.configure("dynavault.toml", &settings);
-    let done = limited(&site, 4096, &["backup"]).end().code(1).is_one_error();
+    let done = limited(&site, 4096, &["backup"]).end().code(1).one_error();
     assert!(done.err.contains("too large") || done.err.contains("no space"), "{}", done.err);
     history(&site, "dynavault.toml", &["failed"]);
     assert_eq!(site.run(&["snapshot", "list", "--json"]).code(0).json(), Value::Array(vec![]));
@@ -103,7 +103,7 @@ fn a_file_that_grows_too_large_is_one_message_and_the_next_run_goes_on() {
 fn a_catalog_that_cannot_grow_is_one_message() {
     let site = Site::small();
     // 64 KiB at most in any shell's blocks: less than an empty catalog with its tables.
-    limited(&site, 32, &["backup"]).end().code(1).is_one_error();
+    limited(&site, 32, &["backup"]).end().code(1).one_error();
     assert_eq!(site.simulator.stats().by_kind.get("page"), None);
     site.run(&["run", "list", "--json"]).code(0);
     site.run(&["backup", "-q"]).code(0);
@@ -148,7 +148,7 @@ fn a_full_disk_is_one_message_and_the_run_after_more_space_goes_on() {
     let mut settings = site.settings();
     settings.vault = site.folder_vault("disk/vault");
     site.configure("dynavault.toml", &settings);
-    let done = site.run(&["backup"]).code(1).is_one_error().says(&["no space left", "free space or raise the quota"]);
+    let done = site.run(&["backup"]).code(1).one_error().says(&["no space left", "free space or raise the quota"]);
     assert!(done.err.contains("environments/simulated/"), "the object is named: {}", done.err);
     history(&site, "dynavault.toml", &["failed"]);
     disk.change("size=64m");
@@ -161,7 +161,7 @@ fn a_full_disk_is_one_message_and_the_run_after_more_space_goes_on() {
     // Read-only from now on: backups fail, looking goes on.
     disk.change("ro");
     site.simulator.edit(2, 30);
-    site.run(&["backup"]).code(1).is_one_error().says(&["read-only"]);
+    site.run(&["backup"]).code(1).one_error().says(&["read-only"]);
     site.run(&["verify", "-q"]).code(0);
     site.run(&["-q", "export", "--table", "account", "-o", "rows.jsonl"]).code(0);
     disk.change("rw");
@@ -200,7 +200,7 @@ fn an_environment_that_cannot_be_reached_is_given_up_within_about_a_minute() {
     settings.authority = crate::exits::stranger_service();
     site.configure("dynavault.toml", &settings);
     let start = Instant::now();
-    site.run(&["backup"]).code(1).is_one_error().says(&["first_contact_time_max", "onnect"]);
+    site.run(&["backup"]).code(1).one_error().says(&["first_contact_time_max", "onnect"]);
     assert!(start.elapsed() < Duration::from_secs(100), "it took {:?}", start.elapsed());
     history(&site, "dynavault.toml", &["failed"]);
 }
@@ -211,7 +211,7 @@ fn a_sign_in_service_that_cannot_be_reached_is_a_clear_failure() {
     let mut settings = site.settings();
     settings.authority = closed();
     site.configure("dynavault.toml", &settings);
-    let done = site.run(&["backup"]).code(1).is_one_error();
+    let done = site.run(&["backup"]).code(1).one_error();
     assert!(done.err.contains("sign-in service at 127.0.0.1"), "the host is named: {}", done.err);
     assert_eq!(site.simulator.stats().requests, 0);
     site.configure("dynavault.toml", &site.settings());
@@ -234,7 +234,7 @@ fn storage_that_cannot_be_reached_is_a_clear_failure() {
     );
     site.configure("dynavault.toml", &settings);
     let start = Instant::now();
-    let done = site.run(&["backup"]).code(1).is_one_error();
+    let done = site.run(&["backup"]).code(1).one_error();
     assert!(done.err.contains("127.0.0.1") && !done.err.contains("c2lnbmF0dXJl"), "{}", done.err);
     assert!(start.elapsed() < Duration::from_secs(150), "it took {:?}", start.elapsed());
 }

@@ -10,7 +10,7 @@ use dynavault_simulator::Config;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::site::{Done, Site, UNREADABLE, copy, files, quoted, run_in, sorted};
+use crate::site::{Done, Site, UNREADABLE, copy, files, is_encrypted, quoted, run_in, sorted};
 
 const KINDS: [&str; 2] = ["plain", "encrypted"];
 const SNAPSHOTS: [&str; 2] = ["1", "2"];
@@ -127,10 +127,7 @@ fn an_encrypted_golden_vault_gives_nothing_away_without_its_key() {
             lines.as_array().unwrap().iter().all(|line| line["encrypted"] == true && line["rows"].is_null()),
             "{lines}"
         );
-        copy.run(&["export", "--table", "account"])
-            .code(1)
-            .is_one_error()
-            .says(&["is encrypted", "vault.identity_file"]);
+        copy.run(&["export", "--table", "account"]).code(1).one_error().says(&["is encrypted", "vault.identity_file"]);
         fs::remove_file(copy.folder.path().join("restore.key")).unwrap();
         copy.run(&["key", "generate", "restore.key"]).code(0);
         let other = Copy { folder: copy.folder };
@@ -138,7 +135,7 @@ fn an_encrypted_golden_vault_gives_nothing_away_without_its_key() {
         let text =
             fs::read_to_string(&config).unwrap().replacen("[catalog]", "identity_file = \"restore.key\"\n[catalog]", 1);
         fs::write(&config, text).unwrap();
-        let done = other.run(&["export", "--table", "account"]).is_one_error();
+        let done = other.run(&["export", "--table", "account"]).one_error();
         assert!(
             done.status.code() == Some(1) && done.err.contains("cannot be opened with the keys at hand"),
             "{done:?}"
@@ -146,7 +143,7 @@ fn an_encrypted_golden_vault_gives_nothing_away_without_its_key() {
         for (name, bytes) in files(&golden.join("encrypted/vault")) {
             let public = name == "dynavault.json" || name.ends_with("/lock");
             assert!(
-                public || (name.ends_with(".age") && bytes.starts_with(b"age-encryption.org/v1\n")),
+                public || (is_encrypted(&name) && bytes.starts_with(b"age-encryption.org/v1\n")),
                 "format {format}: {name}"
             );
         }
@@ -205,7 +202,8 @@ fn make(golden: &Path) {
         settings.vault =
             format!("url = {}\n", quoted(&format!("file://{}", golden.join(kind).join("vault").display())));
         if kind == "encrypted" {
-            settings.vault += &format!("recipients = [\"{}\"]\n", recipient.text().trim());
+            let recipients = format!("recipients = [\"{}\"]\n", recipient.text().trim());
+            settings.vault.push_str(&recipients);
         }
         site.configure(&format!("{kind}.toml"), &settings);
     }

@@ -76,7 +76,7 @@ fn init_writes_a_file_that_config_check_accepts_and_overwrites_none() {
     }
     assert_eq!(checked["path"], "dynavault.toml");
     fs::write(&path, "mine").unwrap();
-    run_in(folder.path(), &["init"]).code(1).is_one_error().says(&["dynavault.toml", "exists"]);
+    run_in(folder.path(), &["init"]).code(1).one_error().says(&["dynavault.toml", "exists"]);
     assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
     let printed = run_in(folder.path(), &["init", "--print"]).code(0);
     assert_eq!(printed.text().trim_end(), written.trim_end());
@@ -93,7 +93,7 @@ fn key_generate_writes_a_private_file_and_never_over_one() {
     assert!(secret.contains("AGE-SECRET-KEY-1") && secret.contains(&recipient));
     assert!(!done.err.contains("AGE-SECRET-KEY"), "the secret key was shown");
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    run_in(folder.path(), &["key", "generate", "restore.key"]).code(1).is_one_error().says(&["restore.key", "exists"]);
+    run_in(folder.path(), &["key", "generate", "restore.key"]).code(1).one_error().says(&["restore.key", "exists"]);
     assert_eq!(fs::read_to_string(&path).unwrap(), secret);
 }
 

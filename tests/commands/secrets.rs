@@ -152,12 +152,12 @@ fn a_sas_is_not_repeated_when_storage_cannot_be_reached() {
     settings.vault = format!("url = \"azblob://devstoreaccount1/vault?sig={signature}\"\n");
     site.configure("azure.toml", &settings);
     let done =
-        site.run(&["--config", "azure.toml", "-vvv", "snapshot", "list"]).code(2).is_one_error().says(&["vault.auth"]);
+        site.run(&["--config", "azure.toml", "-vvv", "snapshot", "list"]).code(2).one_error().says(&["vault.auth"]);
     assert!(!done.err.contains(signature), "{}", done.err);
     settings.vault = format!(
         "url = \"azblob://devstoreaccount1/vault\"\nauth = {{ kind = \"sas\", token = \"sig={signature}\" }}\n"
     );
     site.configure("azure.toml", &settings);
-    let done = site.run(&["--config", "azure.toml", "-vvv", "snapshot", "list"]).code(2).is_one_error();
+    let done = site.run(&["--config", "azure.toml", "-vvv", "snapshot", "list"]).code(2).one_error();
     assert!(!done.err.contains(signature), "{}", done.err);
 }

@@ -304,7 +304,7 @@ fn checks_and_environments_have_their_shapes() {
             (true, _) => assert_eq!(line["mode"], "excluded"),
             (false, false) => assert!(line["mode"] == "refused" && line["reason"].is_string(), "{line}"),
             (false, true) if info.readable => {
-                assert!(line["mode"] == "full" && line["rows"] == info.rows, "{line} {info:?}")
+                assert!(line["mode"] == "full" && line["rows"] == info.rows, "{line} {info:?}");
             }
             _ => {}
         }

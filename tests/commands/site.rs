@@ -84,7 +84,7 @@ impl Done {
 
     /// A failed command says one error with one hint, and no data.
     #[track_caller]
-    pub(crate) fn is_one_error(self) -> Self {
+    pub(crate) fn one_error(self) -> Self {
         let count = |start: &str| self.err.lines().filter(|line| line.starts_with(start)).count();
         assert_eq!((count("error: "), count("hint: ")), (1, 1), "one error with one hint:\n{}", self.err);
         assert!(self.out.is_empty(), "data beside an error: {}", String::from_utf8_lossy(&self.out));
@@ -188,7 +188,7 @@ impl Site {
             url: self.simulator.url(),
             authority: self.simulator.authority(),
             client_id: self.simulator.client_id(),
-            environment: format!("exclude = {:?}\nfiles = false\n", UNREADABLE),
+            environment: format!("exclude = {UNREADABLE:?}\nfiles = false\n"),
             limits: String::new(),
         }
     }
@@ -291,6 +291,11 @@ pub(crate) fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
         }
     }
     found
+}
+
+/// Whether a name is that of an object inside an age layer.
+pub(crate) fn is_encrypted(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|end| end == "age")
 }
 
 /// Copies a folder.

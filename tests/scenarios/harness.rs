@@ -26,7 +26,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(240);
 const LOOK: Duration = Duration::from_millis(1);
 
 #[expect(clippy::print_stderr, reason = "what a person needs to replay a failure")]
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     eprintln!("{text}");
 }
 
@@ -228,6 +228,11 @@ impl Moment {
             .map(|file| ((file.table, file.row, file.column), sha256_hex(&file.bytes)))
             .collect();
         Self { rows, files }
+    }
+
+    /// The same for a site that leaves files out.
+    pub(crate) fn without_files(self) -> Self {
+        Self { files: BTreeMap::new(), ..self }
     }
 
     /// Rows over all tables.

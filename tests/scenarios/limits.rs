@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use dynavault_model::RunReport;
 use dynavault_simulator::{Config, Limits, Stats};
 
-use crate::harness::{Site, SiteOptions, World};
+use crate::harness::{Site, SiteOptions, World, say};
 
 /// Small pages, so that requests are what is scarce.
 const PAGE_ROWS: usize = 5;
@@ -46,7 +46,7 @@ fn answered(stats: &Stats) -> u64 {
 fn measure(world: &World, site: &Site, limits: &Limits) -> Measured {
     world.simulator.set_limits(Some(limits.clone()));
     world.simulator.reset_stats();
-    let moment = world.now();
+    let moment = world.now().without_files();
     let mut running = site.start(&["backup"]);
     let (mut begun, mut samples) = (None, Vec::new());
     let simulator = world.simulator.handle();
@@ -63,7 +63,15 @@ fn measure(world: &World, site: &Site, limits: &Limits) -> Measured {
     assert!(ended_early);
     let report = running.wait().expect_code(0).report();
     site.prove(&report, &moment);
-    Measured { report, stats: world.simulator.stats(), samples }
+    let measured = Measured { report, stats: world.simulator.stats(), samples };
+    say(&format!(
+        "{limits:?}: {:.1} requests a second; {} requests, {} turned away, {} of them during a block",
+        measured.rate(),
+        measured.stats.requests,
+        measured.stats.throttled,
+        measured.stats.sent_while_blocked
+    ));
+    measured
 }
 
 impl Measured {
@@ -192,7 +200,7 @@ fn a_limit_that_others_use_too_fails_no_run() {
     let site = site(&world, "site", 1, 8);
     let limits = |requests| Some(Limits { requests, window: Duration::from_secs(3), ..Limits::default() });
     world.simulator.set_limits(limits(600));
-    let moment = world.now();
+    let moment = world.now().without_files();
     let mut running = site.start(&["backup"]);
     let simulator = world.simulator.handle();
     assert!(running.wait_for(|| simulator.stats().requests > 300));

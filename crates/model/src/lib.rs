@@ -11,6 +11,7 @@ mod ids;
 mod ports;
 mod report;
 mod row;
+mod scan;
 mod schema;
 mod source_error;
 mod tally;
@@ -24,7 +25,8 @@ pub use ports::{
     SharedContentSink, SharedSink, Stopped, TableEvent,
 };
 pub use report::{RunKind, RunReport, RunStatus, SchemaDrift, TableMode, TableReport, TableStatus, UnobservedInterval};
-pub use row::{Malformed, Member, Row, Scan, Scanner, array_items, minify, scan};
+pub use row::Row;
+pub use scan::{Malformed, Member, Scan, Scanner, array_items, minify, scan};
 pub use schema::{Column, Platform, Refusal, TableListing, TableRef, TableSchema};
 pub use source_error::SourceError;
 pub use tally::{Tally, TallyTotals};
