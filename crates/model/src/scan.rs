@@ -62,6 +62,8 @@ const DEPTH_MAX: usize = 127;
 
 /// Most names a [`Scanner`] remembers; rows of one table have a few hundred at most.
 const NAMES_MAX: usize = 2048;
+/// Bytes of names a [`Scanner`] remembers.
+const NAMES_BYTES_MAX: usize = 1 << 20;
 /// How far a [`Scanner`] looks ahead for a name when a row leaves some out.
 const NAMES_AHEAD: usize = 6;
 
@@ -69,18 +71,27 @@ const NAMES_AHEAD: usize = 6;
 /// one comparison, and not searched for its end.
 #[derive(Debug)]
 pub struct Scanner {
-    /// Names with their closing quote and their numbers, in the order last seen.
-    names: Vec<(Box<[u8]>, u32)>,
+    /// Names with their closing quotes, one after the other: what is compared lies together.
+    text: Vec<u8>,
+    /// Where each name is and its number, in the order last seen.
+    names: Vec<KnownName>,
     /// Place of the name expected next.
     next: usize,
     /// Tells this scanner's numbers from those of another.
     serial: u64,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct KnownName {
+    start: u32,
+    length: u32,
+    number: u32,
+}
+
 impl Default for Scanner {
     fn default() -> Self {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
-        Self { names: Vec::new(), next: 0, serial: SERIAL.fetch_add(1, Ordering::Relaxed) }
+        Self { text: Vec::new(), names: Vec::new(), next: 0, serial: SERIAL.fetch_add(1, Ordering::Relaxed) }
     }
 }
 
@@ -96,36 +107,44 @@ impl Scanner {
         self.serial
     }
 
+    fn text_of(&self, name: KnownName) -> &[u8] {
+        &self.text[name.start as usize..(name.start + name.length) as usize]
+    }
+
     /// Length and number of the name at the start of `bytes`, if it is the expected one.
     #[inline]
     fn expected(&mut self, bytes: &[u8]) -> Option<(usize, u32)> {
-        let (name, number) = self.names.get(self.next)?;
-        if !bytes.starts_with(name) {
+        let name = *self.names.get(self.next)?;
+        if !bytes.starts_with(self.text_of(name)) {
             return None;
         }
         self.next += 1;
-        Some((name.len() - 1, *number))
+        Some((name.length as usize - 1, name.number))
     }
 
     /// Learns from a name (with its closing quote) that was not the expected one; gives its number.
     #[cold]
     fn learn(&mut self, name: &[u8]) -> u32 {
-        let ahead = self.names.iter().skip(self.next).take(NAMES_AHEAD).position(|(known, _)| **known == *name);
+        let ahead = self.names.iter().skip(self.next).take(NAMES_AHEAD).position(|known| self.text_of(*known) == name);
         if let Some(distance) = ahead {
             self.next += distance + 1;
-            return self.names[self.next - 1].1;
+            return self.names[self.next - 1].number;
         }
-        if self.names.len() >= NAMES_MAX {
+        if self.names.len() >= NAMES_MAX || self.text.len() + name.len() > NAMES_BYTES_MAX {
             self.next += 1;
             return Member::UNNUMBERED;
         }
-        // A name out of its place is known already; a second entry for the new place shares its number.
-        let known = self.names.iter().find(|(known, _)| **known == *name).map(|(_, number)| *number);
-        let number = known.unwrap_or(self.names.len() as u32);
+        // A name out of its place is known already; a second entry for the new place shares its text and number.
+        let known = self.names.iter().copied().find(|known| self.text_of(*known) == name);
+        let entry = known.unwrap_or_else(|| {
+            let start = self.text.len() as u32;
+            self.text.extend_from_slice(name);
+            KnownName { start, length: name.len() as u32, number: self.names.len() as u32 }
+        });
         let place = self.next.min(self.names.len());
-        self.names.insert(place, (name.into(), number));
+        self.names.insert(place, entry);
         self.next = place + 1;
-        number
+        entry.number
     }
 }
 

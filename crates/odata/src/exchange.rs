@@ -26,7 +26,9 @@ use url::Url;
 use crate::client::{Client, ReplyHeaders, User};
 use crate::fault::{ErrorBody, RequestError, Verdict, verdict};
 use crate::governor::{Outcome, Permit, RequestKind, Signals, Throttle};
-use crate::intake::{AtLimit, BufferIntake, CHUNKS_MAX, Facts, Intake, IntakeFault, Maker, Piece, take_in};
+use crate::intake::{
+    AtLimit, BufferIntake, CHUNKS_AT_A_TIME, CHUNKS_MAX, Facts, Intake, IntakeFault, Maker, Piece, take_in,
+};
 use crate::retry::{Attempts, Failure, Next};
 
 /// Most of an error body that is read; plug-in traces can be long, the words we need come first.
@@ -302,6 +304,9 @@ impl Client {
         let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
         let taking = tokio::task::spawn_blocking(move || take_in(receiver, gzip, facts.size, make(facts)));
         progress.begun = true;
+        // Places are taken several at a time: when the far end is the slower one, the reactor then wakes once for a few
+        // chunks instead of once for each.
+        let mut places = None;
         let fault = loop {
             let chunk = tokio::time::timeout(self.config.idle_timeout, response.chunk());
             let piece = match unless_cancelled(call, chunk).await {
@@ -319,14 +324,25 @@ impl Client {
                 Ok(Ok(Ok(None))) => Piece::End,
             };
             let last = matches!(piece, Piece::End);
-            match unless_cancelled(call, sender.send(piece)).await {
-                Err(_) => break Some(BodyFault::Cancelled),
-                // The intake ended early and will say why.
-                Ok(Err(_)) => break None,
-                Ok(Ok(())) if last => break None,
-                Ok(Ok(())) => {}
+            let place = match places.as_mut().and_then(Iterator::next) {
+                Some(place) => place,
+                None => match unless_cancelled(call, sender.reserve_many(CHUNKS_AT_A_TIME)).await {
+                    Err(_) => break Some(BodyFault::Cancelled),
+                    // The intake ended early and will say why.
+                    Ok(Err(_)) => break None,
+                    Ok(Ok(mut more)) => {
+                        let Some(first) = more.next() else { break None };
+                        places = Some(more);
+                        first
+                    }
+                },
+            };
+            place.send(piece);
+            if last {
+                break None;
             }
         };
+        drop(places);
         drop(sender);
         drop(response);
         let taken = taking.await;

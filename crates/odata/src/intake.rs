@@ -20,6 +20,8 @@ use crate::page::{PageFault, PageSplitter};
 
 /// Chunks between reactor and blocking thread. A few are enough to keep both busy; each is at most some 100 KiB.
 pub(crate) const CHUNKS_MAX: usize = 8;
+/// Places for chunks that the reactor takes at a time.
+pub(crate) const CHUNKS_AT_A_TIME: usize = 4;
 
 /// Bytes inflated at a time.
 const INFLATE_BYTES: usize = 64 * 1024;
