@@ -57,7 +57,7 @@ fn folder_bytes(folder: &Path) -> u64 {
 
 fn yardstick(urls: &[String], out: &Path) -> Cost {
     let list = out.with_extension("urls");
-    let config: String = urls.iter().map(|url| format!("url = \"{url}\"\n")).collect();
+    let config: String = urls.iter().flat_map(|url| ["url = \"", url, "\"\n"]).collect();
     std::fs::write(&list, config).expect("the list of pages can be written");
     let (cpu, start) = (children_cpu(), Instant::now());
     let script = format!("curl -sS -K '{}' | zstd -3 -T1 -q -f -o '{}'", list.display(), out.display());
@@ -84,7 +84,7 @@ fn ours(config: &Path, vault: &Path) -> Cost {
     let wall = start.elapsed().as_secs_f64();
     assert!(output.status.success(), "the backup failed: {}", output.status);
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("the report is JSON");
-    let peak = report["peak_memory_bytes"].as_u64().unwrap_or(0) as f64 / (1 << 20) as f64;
+    let peak = report["peak_memory_bytes"].as_u64().unwrap_or(0) as f64 / 1_048_576.0;
     Cost { cpu: children_cpu() - cpu, wall, peak_mib: peak, stored: folder_bytes(vault) }
 }
 

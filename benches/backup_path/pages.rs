@@ -117,14 +117,14 @@ pub(crate) fn columns() -> Vec<(String, &'static str)> {
     columns
 }
 
-fn row(rng: &mut ChaCha8Rng, number: u64, units: &[String], out: &mut String) {
+fn row(rng: &mut ChaCha8Rng, number: u64, units: &[String], out: &mut String) -> std::fmt::Result {
     let version = 4_000_000 + number * 3 + rng.random_range(0..3);
     let (id, name) = (guid(rng), words(rng, 2));
-    let _ = write!(out, "{{\"@odata.etag\":\"W/\\\"{version}\\\"\",\"accountid\":\"{id}\",\"versionnumber\":{version}");
+    write!(out, "{{\"@odata.etag\":\"W/\\\"{version}\\\"\",\"accountid\":\"{id}\",\"versionnumber\":{version}")?;
     for (kind, count) in SHAPE {
         for n in 0..*count {
             let filled = rng.random_range(0..100) < 60;
-            let _ = match kind {
+            match kind {
                 Kind::Text if n == 0 => write!(out, ",\"address1_line0\":\"{name} {}\"", rng.random_range(1..9999)),
                 Kind::Text if n % 6 == 1 => {
                     write!(out, ",\"address1_line{n}\":\"{}\"", CITIES[rng.random_range(0..CITIES.len())])
@@ -175,10 +175,11 @@ fn row(rng: &mut ChaCha8Rng, number: u64, units: &[String], out: &mut String) {
                 ),
                 Kind::Lookup => write!(out, ",\"_new_owner{n}_value\":null"),
                 Kind::Null => write!(out, ",\"new_extra{n}\":null"),
-            };
+            }?;
         }
     }
     out.push('}');
+    Ok(())
 }
 
 /// Makes the pages if they are not there; gives their size in bytes.
@@ -199,7 +200,7 @@ pub(crate) fn generate(folder: &Path, rows: u64) -> u64 {
             if !text.ends_with('[') {
                 text.push(',');
             }
-            row(&mut rng, number, &units, &mut text);
+            row(&mut rng, number, &units, &mut text).expect("text in memory can be written");
         }
         // The link comes last; the server knows its own address and puts it in.
         text.push(']');

@@ -81,9 +81,7 @@ fn measure(world: &World, site: &Site, limits: &Limits) -> Measured {
     say(&format!(
         "{limits:?}: {requests:.1} requests, {execution:.2} s in each of {windows} windows; \
          {} requests, {} turned away, {} of them during a block",
-        measured.stats.requests,
-        measured.stats.throttled,
-        measured.stats.sent_while_blocked
+        measured.stats.requests, measured.stats.throttled, measured.stats.sent_while_blocked
     ));
     measured
 }

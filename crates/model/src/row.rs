@@ -14,12 +14,12 @@ pub struct Row<'a> {
 const ETAG: &[u8] = b"@odata.etag";
 
 impl<'a> Row<'a> {
-    /// A row from the result of [`scan`]: `bytes` is exactly the object, and it was not spaced.
+    /// A row from the result of [`scan`](crate::scan): `bytes` is exactly the object, and it was not spaced.
     pub fn new(bytes: &'a [u8], members: &'a [Member]) -> Self {
         Self { bytes, members, serial: 0 }
     }
 
-    /// The same, from the result of a [`Scanner`] with this serial.
+    /// The same, from the result of a [`Scanner`](crate::Scanner) with this serial.
     pub fn numbered(bytes: &'a [u8], members: &'a [Member], serial: u64) -> Self {
         Self { bytes, members, serial }
     }
