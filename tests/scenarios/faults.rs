@@ -4,7 +4,7 @@
 use dynavault_model::{RunReport, RunStatus, TableMode, TableStatus};
 use dynavault_simulator::{Config, FaultKind, Faults, TableFault};
 
-use crate::harness::{Finished, Moment, Site, World, entry, holes, reasons};
+use crate::harness::{Finished, Moment, Site, SiteOptions, World, entry, holes, reasons};
 
 const ROWS: u64 = 1_500;
 const PAGE_ROWS: usize = 10;
@@ -142,7 +142,7 @@ fn pages_of(world: &World) -> u64 {
 fn spoil_second_page(seed: u64, kinds: &[FaultKind]) {
     let world = world(seed);
     for (number, kind) in (0..).zip(kinds.iter().copied()) {
-        let site = world.site(&format!("site{number}"), &Default::default());
+        let site = world.site(&format!("site{number}"), &SiteOptions::default());
         let before = world.now();
         world.simulator.set_faults(on(2, kind));
         world.simulator.reset_stats();
@@ -314,7 +314,7 @@ fn a_lost_delta_link_costs_one_comparing_read_of_that_table() {
 fn a_schema_that_changes_during_a_run_leaves_no_mixed_table() {
     let world = world(306);
     for round in 0..6 {
-        let site = world.site(&format!("site{round}"), &Default::default());
+        let site = world.site(&format!("site{round}"), &SiteOptions::default());
         let before = world.now();
         // Early, in the middle, late.
         world.simulator.set_faults(on(2 + round, FaultKind::SchemaChanged));

@@ -162,7 +162,7 @@ impl Mortal {
             self.kills += 1;
             self.recorded += u32::from(cost.sum() > 0);
         };
-        self.check_cost(killed, alone, last_cost, total);
+        Self::check_cost(killed, alone, last_cost, total);
         self.reader.prove(&last, &moment);
         if killed == 0 {
             assert_eq!(figures(&last), figures(undisturbed));
@@ -172,7 +172,7 @@ impl Mortal {
 
     /// A run that goes on pays for sign-in and metadata again, and for what was open when its predecessor died; never more
     /// than from the beginning.
-    fn check_cost(&self, killed: u64, alone: Cost, last: Cost, total: Cost) {
+    fn check_cost(killed: u64, alone: Cost, last: Cost, total: Cost) {
         let text = format!("{killed} kills; alone {alone:?}, last {last:?}, all {total:?}");
         assert!(last.pages <= alone.pages && last.content <= alone.content, "{text}");
         assert!(total.other <= (killed + 1) * (alone.other + 5), "{text}");
