@@ -110,7 +110,7 @@ pub(crate) enum Command {
     Verify {
         /// Only this environment.
         environment: Option<String>,
-        /// Decode every row and compare it with its hash; read content objects.
+        /// Decode every row and compare it with its hash.
         #[arg(long)]
         deep: bool,
         /// Share of segments and content objects to read.

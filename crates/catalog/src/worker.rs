@@ -32,6 +32,9 @@ impl Catalog {
         }
         let open = |source| CatalogError::Open { path: shown.clone(), source };
         let mut connection = Connection::open(path).map_err(open)?;
+        // Links and row ids are nobody else's business; SQLite gives its side files the mode of the file.
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .map_err(|source| CatalogError::Folder { path: shown.clone(), source })?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(open)?;
         connection.pragma_update(None, "journal_mode", "WAL").map_err(open)?;
         // A checkpoint must survive power loss: the next run trusts it.

@@ -75,7 +75,7 @@ impl Engine {
                             rows: Some(manifest.tables.iter().map(|table| table.live_rows).sum()),
                             encrypted: object.encrypted,
                         },
-                        Err(VaultError::NoKey { .. }) => unreadable(&name, &object),
+                        Err(VaultError::NoKey { .. } | VaultError::Damaged { .. }) => unreadable(&name, &object),
                         Err(error) => return Err(error.into()),
                     },
                 };

@@ -33,7 +33,10 @@ impl Engine {
                         catalog.adopt_snapshot(&environment, committed(&manifest, object.encrypted, &sha256)).await?;
                         stats.snapshots += 1;
                     }
-                    Err(dynavault_vault::VaultError::NoKey { .. }) => stats.unreadable += 1,
+                    // One damaged manifest must not keep the others from being known; `verify` names it.
+                    Err(dynavault_vault::VaultError::NoKey { .. } | dynavault_vault::VaultError::Damaged { .. }) => {
+                        stats.unreadable += 1;
+                    }
                     Err(error) => return Err(error.into()),
                 }
             }

@@ -164,7 +164,13 @@ impl EnvironmentRun {
     /// Makes one snapshot. On an error nothing is lost: what is durable is gone on from by the next run.
     pub async fn run(self) -> Result<RunReport, PipelineError> {
         let folder = self.parts.state_folder.clone();
-        blocking(move || Ok(std::fs::create_dir_all(&folder).map_err(failed(&folder))?)).await?;
+        blocking(move || {
+            std::fs::create_dir_all(&folder).map_err(failed(&folder))?;
+            // Names of attachments wait here in plain until they are fetched.
+            let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+            Ok(std::fs::set_permissions(&folder, private).map_err(failed(&folder))?)
+        })
+        .await?;
         let identity = self.parts.source.identity(&self.call()).await?;
         self.forget_what_is_not_there().await?;
         self.complete_commit().await?;

@@ -50,6 +50,10 @@ pub(crate) fn decide(schema: &TableSchema, known: &Known<'_>) -> PlannedMode {
     if known.full {
         return compare("a full read was asked for");
     }
+    if prior.coverage.refused > 0 {
+        // A change token never brings back what did not change: the hole would stay and look closed.
+        return compare("rows or files were refused in the snapshot before");
+    }
     if !schema.tracked {
         return compare("the service does not track changes of this table");
     }
@@ -91,4 +95,34 @@ pub(crate) fn drift(before: Option<&TableSchema>, new_table: bool, now: &TableSc
     drift.removed.sort();
     drift.retyped.sort();
     (!drift.is_empty()).then_some(drift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_with_refused_rows_is_compared_in_full_by_the_next_run() {
+        let schema: TableSchema = serde_json::from_value(serde_json::json!({
+            "table": {"platform": "ce", "name": "account"}, "entity_set": "accounts", "key": ["accountid"],
+            "columns": [], "content": [], "tracked": true, "page_rows_max": 5000, "definition": null
+        }))
+        .unwrap();
+        let prior = |refused: u64| -> TableManifest {
+            serde_json::from_value(serde_json::json!({
+                "table": "account", "entity_set": "accounts", "key": ["accountid"], "mode": "full",
+                "status": "succeeded", "captured_by": "01ARZ3NDEKTSV4RRFFQ69G5FAV", "schema": "", "segments": [],
+                "live_rows": 1, "coverage": {"expected": null, "captured": 1, "refused": refused, "reason": null},
+                "delta": {"link": "l", "time": "2026-01-01T00:00:00Z"},
+                "window": {"first_read": "2026-01-01T00:00:00Z", "last_read": "2026-01-01T00:00:00Z", "skew_seconds": null}
+            }))
+            .unwrap()
+        };
+        let mode = |refused: u64| {
+            let prior = prior(refused);
+            decide(&schema, &Known { prior: Some(&prior), prior_schema: Some(&schema), state: true, full: false }).mode
+        };
+        assert_eq!(mode(0), TableMode::Delta);
+        assert_eq!(mode(3), TableMode::Sweep);
+    }
 }
