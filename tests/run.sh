@@ -79,6 +79,9 @@ cargo clippy --workspace --all-targets --locked -- -D warnings
 step "cargo test, with the Azure Blob emulator"
 tests/azurite.sh cargo test --workspace --locked
 
+step "service limits: rates, measured with nothing beside them"
+DYNAVAULT_MEASURE_RATES=1 cargo test --locked --test scenarios -- limits --test-threads 1
+
 step "cargo doc"
 RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace --locked
 
