@@ -79,6 +79,9 @@ pub(crate) enum Command {
         /// Read everything again and store what differs.
         #[arg(long)]
         full: bool,
+        /// Store everything again, without comparing it with what the vault has.
+        #[arg(long, requires = "full")]
+        rebase: bool,
         /// Show what would be read, and how, without reading a row.
         #[arg(long)]
         dry_run: bool,
@@ -105,6 +108,13 @@ pub(crate) enum Command {
         #[arg(short, long, value_name = "PATH")]
         output: Option<PathBuf>,
     },
+    /// Put records of a snapshot back: writes a plan, and carries it out with --apply.
+    #[command(
+        args_conflicts_with_subcommands = true,
+        subcommand_negates_reqs = true,
+        after_help = "Example: dynavault restore contoso-prod --table account --id 0fe1c2d3-a4b5-46c7-88d9-eafb0c1d2e3f --related down:2 -o plan.jsonl"
+    )]
+    Restore(Box<RestoreArgs>),
     /// Check manifests, segments and hashes of the vault.
     #[command(after_help = "Example: dynavault verify --deep")]
     Verify {
@@ -207,6 +217,113 @@ pub(crate) enum Format {
     Csv,
 }
 
+/// `restore`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RestoreArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<RestoreCommand>,
+    /// The environment whose backup is restored; may be left out when only one is configured.
+    pub(crate) environment: Option<String>,
+    #[command(flatten)]
+    pub(crate) when: When,
+    /// Only tables that match (may be given several times).
+    #[arg(long = "table", value_name = "GLOB")]
+    pub(crate) tables: Vec<String>,
+    /// Only rows with this id (may be given several times).
+    #[arg(long = "id", value_name = "ID")]
+    pub(crate) ids: Vec<String>,
+    /// Only rows for which this holds, e.g. "revenue > 1000 and name like 'A%'".
+    #[arg(long = "where", value_name = "EXPR")]
+    pub(crate) filter: Option<String>,
+    /// Only these columns of rows that exist.
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub(crate) columns: Vec<String>,
+    /// Also rows that the selected ones refer to (up:N) and rows that refer to them (down:N), so many levels away.
+    #[arg(long, value_name = "up:N,down:N", value_delimiter = ',')]
+    pub(crate) related: Vec<String>,
+    /// Only rows that no longer exist.
+    #[arg(long)]
+    pub(crate) deleted_only: bool,
+    /// Write into this environment instead of the one that was backed up.
+    #[arg(long, value_name = "ENV")]
+    pub(crate) to: Option<String>,
+    /// File that says which user, team, unit, role, currency or queue there stands for which one here; made if missing.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) map: Option<PathBuf>,
+    /// What to do with values that differ.
+    #[arg(long, value_enum, default_value_t = ConflictArg::FillEmpty)]
+    pub(crate) conflict: ConflictArg,
+    /// Also delete rows that the snapshot does not have; --apply then needs --confirm-deletes.
+    #[arg(long)]
+    pub(crate) mirror: bool,
+    /// Carry out the deletions of the plan.
+    #[arg(long)]
+    pub(crate) confirm_deletes: bool,
+    /// Let plug-ins, workflows and flows run; without it they are bypassed.
+    #[arg(long)]
+    pub(crate) run_automation: bool,
+    /// Make rows on behalf of the user who made them.
+    #[arg(long)]
+    pub(crate) as_creator: bool,
+    /// File for the plan; `plan-<time>.jsonl` in the working folder when left out.
+    #[arg(short, long, value_name = "PLAN")]
+    pub(crate) output: Option<PathBuf>,
+    /// Carry out the plan.
+    #[arg(long)]
+    pub(crate) apply: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RestoreCommand {
+    /// Carry out a plan, or go on with one that was interrupted.
+    #[command(after_help = "Example: dynavault restore apply plan.jsonl")]
+    Apply {
+        /// The plan.
+        plan: PathBuf,
+        /// Carry out the deletions of the plan.
+        #[arg(long)]
+        confirm_deletes: bool,
+    },
+    /// Plan how to take back what a restore did.
+    #[command(after_help = "Example: dynavault restore undo 01J8ZQ4T3N5K6M7P8R9S0TVWXY --apply --confirm-deletes")]
+    Undo {
+        /// The run; the end of the id is enough.
+        run: String,
+        /// Also take back values that were changed again since.
+        #[arg(long)]
+        overwrite: bool,
+        /// File for the plan.
+        #[arg(short, long, value_name = "PLAN")]
+        output: Option<PathBuf>,
+        /// Carry out the plan.
+        #[arg(long)]
+        apply: bool,
+        /// Carry out the deletions of the plan: of the rows that the restore made.
+        #[arg(long)]
+        confirm_deletes: bool,
+    },
+    /// How far a restore has come, and what was refused.
+    #[command(after_help = "Example: dynavault restore status 01J8ZQ4T3N5K6M7P8R9S0TVWXY")]
+    Status {
+        /// The run; the end of the id is enough.
+        run: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ConflictArg {
+    /// Leave rows that exist alone.
+    Skip,
+    /// The snapshot wins.
+    Overwrite,
+    /// Fill what is empty; leave every other value alone and list it.
+    FillEmpty,
+    /// The side that was modified last wins, row by row.
+    NewerWins,
+    /// Stop when anything differs.
+    Fail,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum RunCommand {
     /// Runs, newest first.
@@ -230,6 +347,15 @@ pub(crate) enum RunCommand {
     Show {
         /// The run.
         run: String,
+    },
+    /// A self-contained page about a run, for people who were not there.
+    #[command(after_help = "Example: dynavault run report 01J8ZQ4T3N5K6M7P8R9S0TVWXY -o report.html")]
+    Report {
+        /// The run; the end of the id is enough.
+        run: String,
+        /// File to write.
+        #[arg(short, long, value_name = "PATH")]
+        output: Option<PathBuf>,
     },
 }
 

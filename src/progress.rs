@@ -116,7 +116,7 @@ impl Observer for Progress {
                 Some(table) => self.say(&format!("{table}: {message}")),
                 None => self.say(&message),
             },
-            TableEvent::Started { .. } | TableEvent::Committing => {}
+            TableEvent::Started { .. } | TableEvent::Committing | TableEvent::Written { .. } => {}
         }
     }
 }

@@ -13,14 +13,13 @@ use crate::{exit, print};
 
 pub(super) async fn run(
     named: Option<String>,
-    tables: Vec<String>,
-    full: bool,
+    request: BackupRequest,
     dry_run: bool,
     global: &Global,
     cancel: CancellationToken,
 ) -> Outcome {
     let engine = engine(global)?;
-    let request = BackupRequest { environment: environment(&engine, named)?, tables, full };
+    let request = BackupRequest { environment: environment(&engine, named)?, ..request };
     let tally = Arc::new(Tally::default());
     let progress = Progress::new(global);
     let observer = Arc::clone(&progress) as Arc<dyn Observer>;

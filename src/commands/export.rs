@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use dynavault_engine::{ExportFormat, ExportRequest};
+use dynavault_model::TableStatus;
 use tokio_util::sync::CancellationToken;
 
 use super::{Outcome, engine, environment, wanted};
@@ -30,6 +31,18 @@ pub(super) async fn run(
     };
     let to_file = output.is_some();
     let stats = engine.export(request, output, cancel).await?;
+    // Said even when quiet: rows that look like those of the snapshot and are older.
+    if let Some(carried) = &stats.carried {
+        let what = match (carried.status, &carried.reason) {
+            (TableStatus::Succeeded, _) => "was not part of its run".to_string(),
+            (_, None) => "could not be read by its run".to_string(),
+            (_, Some(reason)) => format!("could not be read by its run ({reason})"),
+        };
+        print::talk(&format!(
+            "note: table {} of snapshot {} {what}; its rows are those of snapshot {}, read until {}",
+            stats.table, stats.snapshot, carried.captured_by, carried.read
+        ));
+    }
     // With rows on standard output there is no room for another document.
     if global.json && to_file {
         print::json(&stats);

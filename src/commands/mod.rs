@@ -12,7 +12,7 @@ mod simulator;
 mod snapshot;
 mod verify;
 
-use dynavault_engine::{Config, Engine, Failure, SnapshotWanted};
+use dynavault_engine::{BackupRequest, Config, Engine, Failure, SnapshotWanted};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{Args, Command, ConfigCommand, EnvCommand, Global, RunCommand, SnapshotCommand, When};
@@ -45,8 +45,9 @@ async fn dispatch(command: Command, global: &Global, cancel: CancellationToken) 
         Command::Env(EnvCommand::List) => env::list(global),
         Command::Env(EnvCommand::Tables { environment }) => env::tables(environment, global, cancel).await,
         Command::Env(EnvCommand::Whoami { environment }) => env::whoami(environment, global, cancel).await,
-        Command::Backup { environment, tables, full, dry_run } => {
-            backup::run(environment, tables, full, dry_run, global, cancel).await
+        Command::Backup { environment, tables, full, rebase, dry_run } => {
+            let request = BackupRequest { tables, full, rebase, ..BackupRequest::default() };
+            backup::run(environment, request, dry_run, global, cancel).await
         }
         Command::Snapshot(SnapshotCommand::List { environment }) => snapshot::list(environment, global).await,
         Command::Snapshot(SnapshotCommand::Show { environment, when }) => {

@@ -98,7 +98,7 @@ fn without_the_key_reading_fails_and_says_what_is_missing() {
         &["verify", "--deep"],
     ];
     for command in commands {
-        let ended = writer.run(command).expect_code(1);
+        let ended = writer.run(command).expect_code(2);
         assert!(ended.stderr.contains("identity_file"), "{}", ended.stderr);
         assert!(ended.stderr.contains("key"), "{}", ended.stderr);
         assert_eq!(ended.stdout, "");

@@ -378,6 +378,54 @@ fn content_that_comes_short_or_as_a_web_page_is_asked_for_again() {
 }
 
 #[test]
+fn a_note_cut_where_base64_does_not_show_it_is_read_again_or_named() {
+    let world = World::of_rows(311, 2_000);
+    let site = world.simple_site();
+    let notes = ["annotation"];
+    let mut moment = world.now();
+    moment.rows.retain(|table, _| notes.contains(&table.as_str()));
+    let backup = ["backup", "--full", "--rebase", "--table", "annotation"];
+    // Where the bodies come among the requests of a run that nothing disturbs.
+    world.simulator.reset_stats();
+    let calm = site.run(&backup).expect_code(0).report();
+    site.prove_snapshot(calm.snapshot.expect("a snapshot"), &moment, &notes);
+    let bodies = entry(&calm, "annotation").content_objects;
+    assert!(bodies > 20, "{bodies} bodies");
+    let first = calm.requests - bodies;
+    // Each costs a question for the size and a second reading.
+    let at: Vec<(u64, FaultKind)> = (0..3).map(|number| (first + 4 + number * 9, FaultKind::TruncatedJson)).collect();
+    world.simulator.set_faults(Faults { at: at.clone(), ..Faults::default() });
+    world.simulator.reset_stats();
+    let report = site.run(&backup).expect_code(0).report();
+    assert_eq!(world.simulator.stats().faults.len(), at.len());
+    site.prove_snapshot(report.snapshot.expect("a snapshot"), &moment, &notes);
+    assert_eq!(report.requests, calm.requests + 2 * at.len() as u64);
+
+    // A body that never comes whole, or whose size nobody tells, is a hole, and named.
+    let at = (first + 4..calm.requests + 50).map(|number| (number, FaultKind::TruncatedJson)).collect();
+    world.simulator.set_faults(Faults { at, ..Faults::default() });
+    let report = site.run(&backup).expect_code(3).report();
+    let found = entry(&report, "annotation");
+    assert!(found.refused_rows > 0, "{found:?}");
+    assert!(found.reason.as_ref().is_some_and(|reason| reason.contains("could not be read")), "{found:?}");
+    world.simulator.set_faults(Faults::default());
+    let report = site.run(&["backup", "--table", "annotation"]).expect_code(0).report();
+    site.prove_snapshot(report.snapshot.expect("a snapshot"), &moment, &notes);
+}
+
+#[test]
+fn a_token_revoked_twice_in_a_row_is_renewed_twice() {
+    let world = world(312);
+    let site = world.simple_site();
+    let at = [2, 3, 40, 41, 90, 91].map(|number| (number, FaultKind::TokenRevoked)).to_vec();
+    world.simulator.set_faults(Faults { at: at.clone(), ..Faults::default() });
+    world.simulator.reset_stats();
+    let report = site.run(&["backup"]).expect_code(0).report();
+    assert_eq!(world.simulator.stats().faults.len(), at.len());
+    site.prove(&report, &world.now());
+}
+
+#[test]
 fn a_sign_in_service_that_is_briefly_down_is_waited_for() {
     let world = world(307);
     let site = world.simple_site();
@@ -386,7 +434,8 @@ fn a_sign_in_service_that_is_briefly_down_is_waited_for() {
     site.prove(&report, &world.now());
 }
 
-/// Revoked tokens, further apart than requests under way: twice within one request is taken for a user that may not sign in.
+/// Revoked tokens, further apart than requests under way: three times within one request is taken for a user that may not
+/// sign in.
 fn revocations(salt: u64) -> Vec<(u64, FaultKind)> {
     (0..8).map(|number| (2 + salt + number * 25, FaultKind::TokenRevoked)).collect()
 }

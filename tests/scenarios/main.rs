@@ -5,6 +5,7 @@
 //! - `faults`: the service misbehaves in every way it knows; a run ends whole or says what is missing.
 //! - `sweeps`: expired tokens, tables without tokens, schema changes, privileges that come and go.
 //! - `limits`: close to what the service permits, and hardly ever above it.
+//! - `healing`: lost state, damaged segments, another vault: the next run heals and says so.
 //! - `encryption`: a host that can write backups and cannot read them.
 //!
 //! Everything follows from a seed, which a failing test prints.
@@ -12,6 +13,7 @@
 mod encryption;
 mod faults;
 mod harness;
+mod healing;
 mod kill;
 mod limits;
 mod rounds;

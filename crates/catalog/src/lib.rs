@@ -10,12 +10,16 @@
 mod drafts;
 mod error;
 mod migrate;
+mod restores;
 mod runs;
 mod snapshots;
+mod trust;
 mod worker;
 
 pub use drafts::{Checkpoint, Draft, DraftSegment, Phase, Prepared};
 pub use error::CatalogError;
+pub use restores::{OpOutcome, OpState, RestoreEnd, RestoreRow};
 pub use runs::{RunFilter, RunSummary};
 pub use snapshots::{Committed, SnapshotSummary, StateFile, TableSummary};
+pub use trust::KnownVault;
 pub use worker::Catalog;

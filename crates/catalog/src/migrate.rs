@@ -3,7 +3,8 @@
 use rusqlite::Connection;
 
 /// Each step brings the file from version `index` to `index + 1`.
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
     -- History: one row per run.
     CREATE TABLE run (
         run          TEXT PRIMARY KEY,
@@ -136,7 +137,49 @@ const STEPS: &[&str] = &["
         entries     INTEGER NOT NULL,
         PRIMARY KEY (environment, table_name, kind, sequence)
     ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    -- The vault that the working half of an environment belongs to.
+    CREATE TABLE vault (
+        environment TEXT PRIMARY KEY,
+        address     TEXT NOT NULL,
+        id          TEXT
+    ) STRICT, WITHOUT ROWID;
+
+    -- Segments that a check found damaged: nothing is built upon them.
+    CREATE TABLE damaged_segment (
+        environment TEXT NOT NULL,
+        table_name  TEXT NOT NULL,
+        segment     TEXT NOT NULL,
+        PRIMARY KEY (environment, table_name, segment)
+    ) STRICT, WITHOUT ROWID;
+",
+    "
+    -- Restores and undos: which plan a run carries out. Plan and outcomes themselves are in the vault.
+    CREATE TABLE restore (
+        run         TEXT PRIMARY KEY REFERENCES run (run) ON DELETE CASCADE,
+        kind        TEXT NOT NULL,
+        environment TEXT NOT NULL,
+        target      TEXT NOT NULL,
+        digest      TEXT NOT NULL,
+        plan        TEXT NOT NULL,
+        ops         INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX restore_by_digest ON restore (digest);
+
+    -- Operations of a restore: written before they are sent (state 0), and again when their answer is known
+    -- (1 done, 2 unchanged, 3 conflict, 4 rejected).
+    CREATE TABLE restore_op (
+        run     TEXT NOT NULL REFERENCES restore (run) ON DELETE CASCADE,
+        n       INTEGER NOT NULL,
+        state   INTEGER NOT NULL,
+        code    TEXT,
+        message TEXT,
+        before  TEXT,
+        PRIMARY KEY (run, n)
+    ) STRICT, WITHOUT ROWID;
+",
+];
 
 /// Newest version this program knows.
 pub(crate) const VERSION: u32 = STEPS.len() as u32;

@@ -3,7 +3,7 @@
 use dynavault_model::{RunId, RunKind, RunReport, RunStatus};
 use jiff::Timestamp;
 use rusqlite::types::Value;
-use rusqlite::{OptionalExtension, params, params_from_iter};
+use rusqlite::{OptionalExtension, Row, params, params_from_iter};
 use serde::Serialize;
 
 use crate::{Catalog, CatalogError};
@@ -47,6 +47,25 @@ pub struct RunSummary {
     pub bytes_stored: u64,
     /// Why it failed.
     pub error: Option<String>,
+}
+
+/// What is read for a [`RunSummary`].
+const SUMMARY: &str = "run, kind, environment, status, snapshot, started, finished, requests, bytes_stored, error";
+
+/// A row that begins with the columns of [`SUMMARY`].
+fn summary(row: &Row<'_>) -> rusqlite::Result<RunSummary> {
+    Ok(RunSummary {
+        run: row.get(0)?,
+        kind: row.get(1)?,
+        environment: row.get(2)?,
+        status: row.get(3)?,
+        snapshot: row.get(4)?,
+        started: row.get(5)?,
+        finished: row.get(6)?,
+        requests: row.get::<_, i64>(7)?.unsigned_abs(),
+        bytes_stored: row.get::<_, i64>(8)?.unsigned_abs(),
+        error: row.get(9)?,
+    })
 }
 
 /// The kebab-case word of a unit enum.
@@ -164,10 +183,7 @@ impl Catalog {
     pub async fn runs(&self, filter: RunFilter) -> Result<Vec<RunSummary>, CatalogError> {
         self.transact("list runs", move |tx| {
             let limit = if filter.limit == 0 { RUNS_MAX } else { filter.limit.min(RUNS_MAX) };
-            let mut sql =
-                "SELECT run, kind, environment, status, snapshot, started, finished, requests, bytes_stored, error
-                           FROM run WHERE true"
-                    .to_string();
+            let mut sql = format!("SELECT {SUMMARY} FROM run WHERE true");
             let mut values: Vec<Value> = Vec::new();
             if let Some(environment) = filter.environment {
                 sql.push_str(" AND environment = ?");
@@ -178,26 +194,14 @@ impl Catalog {
                 values.push(word(&status).into());
             }
             if let Some(since) = filter.since {
-                sql.push_str(" AND started >= ?");
+                // Times are written with as many digits as they need, so the "Z" would be compared with a "." or a digit.
+                sql.push_str(" AND rtrim(started, 'Z') >= rtrim(?, 'Z')");
                 values.push(since.to_string().into());
             }
             sql.push_str(" ORDER BY run DESC LIMIT ?");
             values.push(i64::from(limit).into());
             let mut statement = tx.prepare(&sql)?;
-            let rows = statement.query_map(params_from_iter(values), |row| {
-                Ok(RunSummary {
-                    run: row.get(0)?,
-                    kind: row.get(1)?,
-                    environment: row.get(2)?,
-                    status: row.get(3)?,
-                    snapshot: row.get(4)?,
-                    started: row.get(5)?,
-                    finished: row.get(6)?,
-                    requests: row.get::<_, i64>(7)?.unsigned_abs(),
-                    bytes_stored: row.get::<_, i64>(8)?.unsigned_abs(),
-                    error: row.get(9)?,
-                })
-            })?;
+            let rows = statement.query_map(params_from_iter(values), summary)?;
             rows.collect()
         })
         .await
@@ -206,26 +210,9 @@ impl Catalog {
     /// The report of a run as JSON, and its summary; `None` if there is no such run.
     pub async fn run(&self, run: RunId) -> Result<Option<(RunSummary, Option<String>)>, CatalogError> {
         self.transact("read a run", move |tx| {
-            tx.query_row(
-                "SELECT run, kind, environment, status, snapshot, started, finished, requests, bytes_stored, error, report
-                 FROM run WHERE run = ?1",
-                [run.to_string()],
-                |row| {
-                    let summary = RunSummary {
-                        run: row.get(0)?,
-                        kind: row.get(1)?,
-                        environment: row.get(2)?,
-                        status: row.get(3)?,
-                        snapshot: row.get(4)?,
-                        started: row.get(5)?,
-                        finished: row.get(6)?,
-                        requests: row.get::<_, i64>(7)?.unsigned_abs(),
-                        bytes_stored: row.get::<_, i64>(8)?.unsigned_abs(),
-                        error: row.get(9)?,
-                    };
-                    Ok((summary, row.get(10)?))
-                },
-            )
+            tx.query_row(&format!("SELECT {SUMMARY}, report FROM run WHERE run = ?1"), [run.to_string()], |row| {
+                Ok((summary(row)?, row.get(10)?))
+            })
             .optional()
         })
         .await
@@ -235,4 +222,26 @@ impl Catalog {
 /// SQLite integers are signed; counts beyond 2^63 do not occur.
 pub(crate) fn signed(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn runs_since_a_time_are_found_whatever_fraction_of_a_second_they_started_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(&folder.path().join("catalog.db")).unwrap();
+        let starts = ["09:59:59.999999999", "10:00:00", "10:00:00.000000001", "10:00:00.5", "10:00:00.52", "10:00:01"];
+        let time = |clock: &str| format!("2026-03-01T{clock}Z").parse::<Timestamp>().unwrap();
+        for (number, start) in starts.iter().enumerate() {
+            let run = format!("01ARZ3NDEKTSV4RRFFQ69G5FA{number}").parse().unwrap();
+            catalog.begin_run(run, RunKind::Backup, "e", time(start)).await.unwrap();
+        }
+        for (number, since) in starts.iter().enumerate() {
+            let filter = RunFilter { since: Some(time(since)), ..RunFilter::default() };
+            let found = catalog.runs(filter).await.unwrap();
+            assert_eq!(found.len(), starts.len() - number, "since {since}: {found:?}");
+        }
+    }
 }

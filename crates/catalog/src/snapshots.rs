@@ -203,7 +203,9 @@ impl Catalog {
     pub async fn forget_environment(&self, environment: &str) -> Result<(), CatalogError> {
         let environment = environment.to_string();
         self.transact("forget an environment", move |tx| {
-            for table in ["snapshot", "snapshot_table", "segment", "token", "state_file", "draft"] {
+            for table in
+                ["snapshot", "snapshot_table", "segment", "token", "state_file", "draft", "vault", "damaged_segment"]
+            {
                 tx.execute(&format!("DELETE FROM {table} WHERE environment = ?1"), [&environment])?;
             }
             Ok(())

@@ -11,17 +11,20 @@ pub(crate) struct Base64Sink {
     inner: SharedContentSink,
     /// Text that does not make a whole group of four yet.
     rest: Vec<u8>,
+    /// Bytes passed on.
+    decoded: u64,
     malformed: bool,
 }
 
 impl Base64Sink {
     pub(crate) fn new(inner: SharedContentSink) -> Arc<Mutex<Self>> {
-        Arc::new(Mutex::new(Self { inner, rest: Vec::new(), malformed: false }))
+        Arc::new(Mutex::new(Self { inner, rest: Vec::new(), decoded: 0, malformed: false }))
     }
 
-    /// Whether all text so far was base64 and nothing is left over.
-    pub(crate) fn is_whole(&self) -> bool {
-        !self.malformed && self.rest.is_empty()
+    /// Bytes that the text so far stands for, if all of it was base64 and nothing is left over. Text that was cut after a
+    /// group of four looks whole: only its length tells.
+    pub(crate) fn bytes(&self) -> Option<u64> {
+        (!self.malformed && self.rest.is_empty()).then_some(self.decoded)
     }
 }
 
@@ -35,6 +38,7 @@ impl ContentSink for Base64Sink {
         }
         if let Ok(bytes) = STANDARD.decode(&self.rest[..whole]) {
             self.rest.drain(..whole);
+            self.decoded += bytes.len() as u64;
             self.inner.lock().unwrap_or_else(PoisonError::into_inner).write(&bytes)
         } else {
             self.malformed = true;
@@ -44,6 +48,7 @@ impl ContentSink for Base64Sink {
 
     fn restarted(&mut self) {
         self.rest.clear();
+        self.decoded = 0;
         self.malformed = false;
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).restarted();
     }
@@ -75,8 +80,13 @@ mod tests {
             for part in text.as_bytes().chunks(piece) {
                 sink.lock().unwrap().write(part).unwrap();
             }
-            assert!(sink.lock().unwrap().is_whole());
+            assert_eq!(sink.lock().unwrap().bytes(), Some(1001));
             assert_eq!(collect.lock().unwrap().0, bytes);
+            // Begun again, and cut where nothing shows it.
+            sink.lock().unwrap().restarted();
+            sink.lock().unwrap().write(&text.as_bytes()[..400]).unwrap();
+            assert_eq!(sink.lock().unwrap().bytes(), Some(300));
+            assert_eq!(collect.lock().unwrap().0, bytes[..300]);
         }
     }
 
@@ -85,7 +95,7 @@ mod tests {
         for text in ["abc", "ab!d", "\"YWJj\""] {
             let sink = Base64Sink::new(Arc::new(Mutex::new(Collect::default())) as SharedContentSink);
             sink.lock().unwrap().write(text.as_bytes()).unwrap();
-            assert!(!sink.lock().unwrap().is_whole(), "{text}");
+            assert_eq!(sink.lock().unwrap().bytes(), None, "{text}");
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::sync::PoisonError;
 
-use dynavault_model::{Call, ContentEnd, ContentItem, SharedContentSink, SourceError, TableRef, TableSchema};
+use dynavault_model::{
+    Call, ContentEnd, ContentItem, ContentSink, SharedContentSink, SourceError, TableRef, TableSchema,
+};
 use dynavault_odata::{Client, ReplyHeaders, RequestError, UserSlot};
 use tokio::sync::Semaphore;
 
@@ -15,6 +17,11 @@ const RANGE_BYTES: u64 = 4 << 20;
 const RANGE_SLACK_BYTES: usize = 64 << 10;
 /// Ranges held in memory at the same time, over all tables.
 const RANGES_IN_MEMORY: usize = 4;
+
+/// Times a body is read that does not come as long as its row says.
+const BODY_TRIES_MAX: u32 = 3;
+/// Largest answer to the question how long a body is.
+const SIZE_BYTES_MAX: usize = 64 << 10;
 
 const ACCEPT_ANYTHING: (&str, &str) = ("Accept", "*/*");
 
@@ -116,15 +123,48 @@ impl Files<'_> {
         }
     }
 
-    /// The body of a note or a mail attachment: base64 text (section 7.3).
+    /// The body of a note or a mail attachment: base64 text, whose answer does not say how long it should be; the row does
+    /// (section 7.3).
     pub(crate) async fn body(&self, item: &ContentItem, sink: SharedContentSink) -> Result<ContentEnd, SourceError> {
         let decoder = Base64Sink::new(sink);
-        let end = self.whole(item, "", decoder.clone() as SharedContentSink).await?;
-        if !decoder.lock().unwrap_or_else(PoisonError::into_inner).is_whole() {
-            return Err(SourceError::Protocol { what: self.what(item), detail: "the body is not base64 text".into() });
+        let locked = || decoder.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tries = 1;
+        loop {
+            let end = self.whole(item, "", decoder.clone() as SharedContentSink).await?;
+            let came = locked().bytes();
+            let fault = match (came, item.bytes) {
+                (None, _) => Some("the body is not base64 text".to_string()),
+                (Some(_), None) => None,
+                (Some(came), Some(expected)) if came == expected => None,
+                // The note may have changed since its row was read; that will be seen as a change of the row.
+                (Some(came), Some(expected)) => (self.bytes_now(item).await? != Some(came))
+                    .then(|| format!("{came} bytes came of a document of {expected}")),
+            };
+            match fault {
+                // The text's own headers say nothing of the document.
+                None => return Ok(ContentEnd { name: None, mime: None, note: end.note }),
+                Some(detail) if tries == BODY_TRIES_MAX => {
+                    return Err(SourceError::Protocol { what: self.what(item), detail });
+                }
+                Some(detail) => {
+                    tracing::debug!(what = self.what(item), detail, "reading a body again");
+                    tries += 1;
+                    locked().restarted();
+                }
+            }
         }
-        // The text's own headers say nothing of the document.
-        Ok(ContentEnd { name: None, mime: None, note: end.note })
+    }
+
+    /// Size of a body as its row tells now.
+    async fn bytes_now(&self, item: &ContentItem) -> Result<Option<u64>, SourceError> {
+        let Some(column) = self.table.content.iter().find(|column| column.column == item.column) else {
+            return Ok(None);
+        };
+        let address = format!("{}({})?$select={}", self.table.entity_set, item.key, column.presence_member);
+        let reply = self.client.get(self.slot, &address, None, &[], SIZE_BYTES_MAX, self.call).await;
+        let reply = reply.map_err(|error| self.failed(item, error))?;
+        let row: serde_json::Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+        Ok(row[&column.presence_member].as_u64())
     }
 }
 

@@ -14,13 +14,13 @@ use serde_json::{Value, json};
 use crate::refusals;
 
 /// Largest answer with the list of tables: 900 tables take about 30 MB with every property, far less with ours.
-const LIST_BYTES_MAX: usize = 64 << 20;
+pub(crate) const LIST_BYTES_MAX: usize = 64 << 20;
 /// Largest answer with the columns of a block of tables.
 const BLOCK_BYTES_MAX: usize = 48 << 20;
 /// Tables in a block: about 100 columns of 600 bytes each make 1.5 MB, and the URL stays short.
 const BLOCK_TABLES: usize = 25;
 /// Data provider of elastic tables (section 2.1).
-const ELASTIC_PROVIDER: &str = "1d9bde74-9ebd-4da9-8ff5-aa74945b9f74";
+pub(crate) const ELASTIC_PROVIDER: &str = "1d9bde74-9ebd-4da9-8ff5-aa74945b9f74";
 /// Rows in a page (section 3.1).
 const PAGE_ROWS: u32 = 5000;
 /// Rows in a page of an elastic table (section 8.12).

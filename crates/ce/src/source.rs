@@ -18,7 +18,7 @@ use crate::metadata::Metadata;
 use crate::refusals;
 
 /// Longest URL of a GET, with room for the skip token that the service adds (`dataverse`, section 1.1).
-const URL_CHARS_MAX: usize = 24_000;
+pub(crate) const URL_CHARS_MAX: usize = 24_000;
 /// Largest small answer (who am I, organization, counts).
 const SMALL_BYTES_MAX: usize = 4 << 20;
 /// Names in one question for row counts; keeps the URL short.
@@ -42,7 +42,7 @@ pub struct SourceOptions {
 
 /// A Dataverse environment, for reading.
 pub struct DataverseSource {
-    client: Client,
+    pub(crate) client: Client,
     options: SourceOptions,
     /// Each table is read by one application user throughout: what a user sees belongs to its roles.
     slots: Mutex<HashMap<String, Arc<UserSlot>>>,
@@ -53,7 +53,7 @@ pub struct DataverseSource {
     ranges: Semaphore,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -70,11 +70,11 @@ impl DataverseSource {
         }
     }
 
-    fn slot(&self, table: &str) -> Arc<UserSlot> {
+    pub(crate) fn slot(&self, table: &str) -> Arc<UserSlot> {
         Arc::clone(lock(&self.slots).entry(table.to_string()).or_insert_with(|| Arc::new(self.client.slot())))
     }
 
-    fn prefer(&self, table: &TableSchema, page: &PageRequest) -> String {
+    pub(crate) fn prefer(&self, table: &TableSchema, page: &PageRequest) -> String {
         let rows = lock(&self.page_rows).get(&table.table.name).copied().unwrap_or(table.page_rows_max);
         let formatted = self.options.formatted_values && !table.tracked;
         let annotations = if formatted { format!("{ANNOTATIONS},{FORMATTED}") } else { ANNOTATIONS.to_string() };
@@ -90,7 +90,7 @@ impl DataverseSource {
         prefer
     }
 
-    async fn small(&self, path: &str, call: &Call) -> Result<Value, RequestError> {
+    pub(crate) async fn small(&self, path: &str, call: &Call) -> Result<Value, RequestError> {
         let slot = self.slot("");
         let reply = self.client.get(&slot, path, None, &[], SMALL_BYTES_MAX, call).await?;
         serde_json::from_slice(&reply.body).map_err(|error| RequestError::Protocol {
@@ -100,7 +100,7 @@ impl DataverseSource {
     }
 
     /// An answer that is good to have; a service that does not give it is not a reason to stop.
-    async fn optional(&self, path: &str, call: &Call) -> Result<Value, SourceError> {
+    pub(crate) async fn optional(&self, path: &str, call: &Call) -> Result<Value, SourceError> {
         match self.small(path, call).await {
             Ok(value) => Ok(value),
             Err(RequestError::Service { .. } | RequestError::Protocol { .. }) => Ok(Value::Null),

@@ -28,6 +28,8 @@ pub struct BackupRequest {
     pub tables: Vec<String>,
     /// Read everything again and store what differs.
     pub full: bool,
+    /// Read everything again and store all of it: nothing is compared with what the vault has.
+    pub rebase: bool,
 }
 
 /// How a backup ended: the report, and the failure if there is no snapshot.
@@ -104,7 +106,8 @@ impl<'a> Backup<'a> {
             resumed_from: None,
             included: Arc::new(protects(self.environment)?),
             selected,
-            full: self.request.full,
+            full: self.request.full || self.request.rebase,
+            rebase: self.request.rebase,
             files: self.environment.files,
             budget: MemoryBudget::divide(limits.memory_mib, limits.tables_in_parallel as usize, &segments),
             limits: segments,

@@ -3,8 +3,9 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use dynavault_model::{FaultKind, Row, SnapshotId, TableSchema};
-use dynavault_vault::{ContentReference, TableReader, VaultError};
+use dynavault_model::{FaultKind, Row, SnapshotId, TableSchema, TableStatus};
+use dynavault_vault::{ContentReference, TableManifest, TableReader, VaultError};
+use jiff::Timestamp;
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -51,6 +52,31 @@ pub struct ExportStats {
     pub rows: u64,
     /// Bytes written.
     pub bytes: u64,
+    /// Set when the snapshot's own run did not read the table, so that the rows are older than the snapshot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub carried: Option<Carried>,
+}
+
+/// Where rows come from that a snapshot has from an earlier one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Carried {
+    /// Snapshot whose run read the rows.
+    pub captured_by: SnapshotId,
+    /// End of that read.
+    pub read: Timestamp,
+    /// How the table fared in the run of the exported snapshot: `succeeded` where that run was not asked for it.
+    pub status: TableStatus,
+    /// Why it was not read, where it was asked for.
+    pub reason: Option<String>,
+}
+
+fn carried(snapshot: SnapshotId, table: &TableManifest) -> Option<Carried> {
+    (table.captured_by != snapshot).then(|| Carried {
+        captured_by: table.captured_by,
+        read: table.window.last_read,
+        status: table.status,
+        reason: table.coverage.reason.clone().filter(|_| table.status != TableStatus::Succeeded),
+    })
 }
 
 /// Where rows go. A file has another name until it is whole, and what is left of a failed export is removed.
@@ -176,7 +202,7 @@ impl Engine {
                 Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::BrokenPipe => {}
                 other => other.map_err(|error| write_failed(&target, &error))?,
             }
-            Ok(ExportStats { snapshot, table: table.table.clone(), rows, bytes })
+            Ok(ExportStats { snapshot, table: table.table.clone(), rows, bytes, carried: carried(snapshot, &table) })
         })
         .await
     }

@@ -24,7 +24,7 @@ pub use config::{
 pub use dynavault_catalog::{RunFilter, RunSummary};
 pub use dynavault_pipeline::TablePlan;
 pub use dynavault_vault::{ContentReference, Damage, Manifest, VerifyOptions, VerifyReport, generate_key, sha256_hex};
-pub use export::{ExportFormat, ExportRequest, ExportStats};
+pub use export::{Carried, ExportFormat, ExportRequest, ExportStats};
 pub use failure::Failure;
 pub use inspect::{SnapshotLine, SnapshotWanted};
 pub use memory::peak_memory_bytes;

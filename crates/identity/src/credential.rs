@@ -1,43 +1,35 @@
-//! Which credential an app signs in with, and one token request with it through the Azure SDK.
+//! Which credential an app signs in with, and one token request with it.
 //!
-//! The SDK's credentials keep tokens in a cache of their own, which cannot be emptied after a 401 and knows only the
-//! real clock. So a credential object is built for each request and thrown away; what is kept is the HTTP client with
-//! its connections. That also reads a federated token file anew each time, as section 9.3 of the `entra` protocol asks.
+//! Everything the tenant's token endpoint answers is asked by ourselves (`endpoint`); the identity of the machine and
+//! the Azure CLI go through the SDK (`sdk`). Whatever comes is looked at before it is handed on: a token for another
+//! tenant or app is thrown away.
 
 use std::fmt;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use async_trait::async_trait;
-use azure_core::Error;
-use azure_core::cloud::{CloudConfiguration, CustomConfiguration};
-use azure_core::credentials::{AccessToken, Secret, TokenCredential};
-use azure_core::http::{AsyncRawResponse, ClientOptions, HttpClient, Request, RetryOptions, Transport};
-use azure_identity::{
-    AzureCliCredential, AzureCliCredentialOptions, ClientAssertionCredentialOptions, ClientSecretCredential,
-    ClientSecretCredentialOptions, ManagedIdentityCredential, ManagedIdentityCredentialOptions, UserAssignedId,
-    WorkloadIdentityCredential, WorkloadIdentityCredentialOptions,
-};
 use dynavault_model::Clock;
-use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
+use tokio::io::AsyncReadExt;
 use url::Url;
+use zeroize::Zeroizing;
 
-use crate::refusal::{self, Asked};
-use crate::transport::{HttpTransport, TransportOptions, WireError, is_loopback, wire_error};
-use crate::{BearerToken, TokenError, redact};
+use crate::challenge::{self, ClaimsChallenge};
+use crate::consent::is_guid;
+use crate::delegated::Delegated;
+use crate::endpoint::{Endpoint, Form, Issued};
+use crate::refusal::{Asked, Refusal};
+use crate::sdk::{Giver, SdkAsker};
+use crate::{BearerToken, ClientCertificate, Cloud, TokenClaims, TokenError, TokenStore};
 
 /// The sign-in service of the public cloud.
 pub const PUBLIC_AUTHORITY: &str = "https://login.microsoftonline.com";
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The metadata service is on the machine; where there is none, that should be known soon (section 9.4).
-const METADATA_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// Tokens are below 20 KiB, even with many groups.
-const REPLY_BYTES_MAX: u64 = 256 * 1024;
+/// Longest federated token that is read, in bytes.
+const FEDERATED_TOKEN_BYTES_MAX: u64 = 64 * 1024;
+/// Where the usual Kubernetes webhook says its token is (section 9.3).
+const FEDERATED_TOKEN_VARIABLE: &str = "AZURE_FEDERATED_TOKEN_FILE";
+const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
 /// How an app proves who it is.
 #[derive(Debug, Clone)]
@@ -47,6 +39,11 @@ pub enum Credential {
     ClientSecret {
         /// The secret's value.
         secret: SecretString,
+    },
+    /// A certificate of the app registration, with its key.
+    ClientCertificate {
+        /// The pair, taken apart and checked.
+        certificate: Arc<ClientCertificate>,
     },
     /// A token of another issuer, from a file that is replaced now and then (Kubernetes).
     WorkloadIdentity {
@@ -60,6 +57,11 @@ pub enum Credential {
     },
     /// Whoever is signed in with the Azure CLI on this machine. For developers.
     AzureCli,
+    /// A person who signed in with [`SignIn`](crate::SignIn), through the app as a public client.
+    Delegated {
+        /// Where the sign-in is kept.
+        store: Arc<dyn TokenStore>,
+    },
 }
 
 /// An app registration in a tenant and how it signs in.
@@ -78,77 +80,92 @@ pub struct AppIdentity {
     pub authority: Url,
 }
 
-/// A token as issued, with its life by our own clock.
-#[derive(Debug)]
-pub(crate) struct Issued {
-    pub(crate) token: BearerToken,
-    pub(crate) life: Duration,
+impl AppIdentity {
+    pub(crate) fn asked(&self, scope: String) -> Asked {
+        Asked {
+            profile: self.name.clone(),
+            tenant: self.tenant.clone(),
+            client_id: self.client_id.clone(),
+            scope,
+            host: self.authority.host_str().unwrap_or_default().to_owned(),
+            authority: self.authority.clone(),
+            managed: false,
+        }
+    }
 }
 
-/// Sends token requests of one identity for one scope. No cache and no retries.
+/// What a token request has to bring beside the ordinary.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Want {
+    /// Claims that the resource asked for.
+    pub(crate) claims: Option<ClaimsChallenge>,
+    /// A token the resource refused; the same one is no answer.
+    pub(crate) refused: Option<BearerToken>,
+    /// Only a token that is issued now is an answer.
+    pub(crate) fresh: bool,
+}
+
+/// Sends token requests of one identity for one scope. No cache in this process and no retries.
 pub(crate) struct Asker {
-    identity: AppIdentity,
-    asked: Asked,
-    transport: Arc<HttpTransport>,
+    name: String,
     clock: Arc<dyn Clock>,
+    way: Way,
+    /// What a token has to say, where it says anything; `None` where we do not know.
+    tenant: Option<String>,
+    client_id: Option<String>,
+}
+
+enum Way {
+    Own(Endpoint, Proof),
+    Sdk(SdkAsker),
+    Delegated(Delegated),
+}
+
+enum Proof {
+    Secret(SecretString),
+    Certificate(Arc<ClientCertificate>),
+    /// Read anew for every request, because it is replaced (section 9.3).
+    Federated(Option<PathBuf>),
 }
 
 impl fmt::Debug for Asker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Asker").field("asked", &self.asked).finish_non_exhaustive()
+        f.debug_struct("Asker").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
 impl Asker {
     pub(crate) fn new(identity: AppIdentity, scope: String, clock: Arc<dyn Clock>) -> Result<Self, TokenError> {
-        let managed = matches!(identity.credential, Credential::ManagedIdentity { .. });
-        let local = is_loopback(&identity.authority);
-        let plain = match identity.authority.scheme() {
-            "https" => false,
-            "http" if local => true,
-            _ => {
-                return Err(config(
-                    &identity.name,
-                    format!("authority {} is not https", redact::url_for_message(&identity.authority)),
-                    format!("use https, e.g. {PUBLIC_AUTHORITY}; http is for loopback hosts only"),
-                ));
+        let asked = identity.asked(scope);
+        let own = |proof| Endpoint::new(asked.clone(), Arc::clone(&clock)).map(|endpoint| Way::Own(endpoint, proof));
+        let sdk = |giver| SdkAsker::new(giver, asked.clone()).map(Way::Sdk);
+        let way = match &identity.credential {
+            Credential::ClientSecret { secret } => own(Proof::Secret(secret.clone()))?,
+            Credential::ClientCertificate { certificate } => own(Proof::Certificate(Arc::clone(certificate)))?,
+            Credential::WorkloadIdentity { token_file } => own(Proof::Federated(token_file.clone()))?,
+            Credential::ManagedIdentity { client_id } => sdk(Giver::Machine { client_id: client_id.clone() })?,
+            Credential::AzureCli => sdk(Giver::AzureCli)?,
+            Credential::Delegated { store } => {
+                let endpoint = Endpoint::new(asked.clone(), Arc::clone(&clock))?;
+                Way::Delegated(Delegated::new(endpoint, Arc::clone(store), &identity))
             }
         };
-        let transport = HttpTransport::new(TransportOptions {
-            connect_timeout: if managed { METADATA_CONNECT_TIMEOUT } else { CONNECT_TIMEOUT },
-            read_timeout: READ_TIMEOUT,
-            reply_bytes_max: REPLY_BYTES_MAX,
-            // A proxy must never see requests for the machine's own identity (section 9.4).
-            proxy: !managed && !local,
-            redirect_to_loopback: plain.then(|| identity.authority.clone()),
+        let client_id = match way {
+            Way::Sdk(_) => None,
+            Way::Own(..) | Way::Delegated(_) => Some(identity.client_id),
+        };
+        Ok(Self {
+            name: identity.name,
+            clock,
+            way,
+            // A domain cannot be compared with the GUID in a token.
+            tenant: Some(identity.tenant).filter(|tenant| is_guid(tenant)),
+            client_id,
         })
-        .map_err(|error| {
-            config(&identity.name, redact::scrub(&error.to_string()), "install root certificates on this host".into())
-        })?;
-        let host = match (managed && !plain, &identity.credential) {
-            (true, _) => "the metadata service of this machine",
-            (false, Credential::AzureCli) => "the Azure CLI",
-            (false, _) => identity.authority.host_str().unwrap_or_default(),
-        };
-        let asked = Asked {
-            profile: identity.name.clone(),
-            tenant: identity.tenant.clone(),
-            client_id: identity.client_id.clone(),
-            scope,
-            host: host.to_owned(),
-            managed,
-        };
-        let new = Self { identity, asked, transport, clock };
-        if !matches!(new.identity.credential, Credential::WorkloadIdentity { .. }) {
-            // Malformed ids are refused now rather than at the first request. (The file of a workload identity may
-            // appear later, so that one is not tried.)
-            new.sdk_credential(new.transport.clone()).map_err(|error| new.unusable(&error))?;
-        }
-        Ok(new)
     }
 
     pub(crate) fn name(&self) -> &str {
-        &self.identity.name
+        &self.name
     }
 
     pub(crate) fn clock(&self) -> &dyn Clock {
@@ -156,165 +173,109 @@ impl Asker {
     }
 
     /// One token request.
-    pub(crate) async fn ask(&self) -> Result<Issued, TokenError> {
-        // Taken before the request: the service counts the life from some moment after this one (section 6.2).
-        let asked_at = self.clock.now();
-        let exchange = Arc::new(Exchange { transport: self.transport.clone(), life: Mutex::new(None) });
-        let credential = self.sdk_credential(exchange.clone()).map_err(|error| self.unusable(&error))?;
-        let given = credential.get_token(&[&self.asked.scope], None).await.map_err(|error| self.failed(&error))?;
-        if given.token.secret().is_empty() {
-            return Err(self.unreachable(NotAToken));
-        }
-        let life = exchange.life.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Ok(issued(&given, life, asked_at))
-    }
-
-    fn sdk_credential(&self, client: Arc<dyn HttpClient>) -> Result<Arc<dyn TokenCredential>, Error> {
-        let identity = &self.identity;
-        let mut cloud = CustomConfiguration::default();
-        // The SDK insists on https; for a loopback authority the transport puts the real scheme back.
-        cloud.authority_host = identity.authority.as_str().replacen("http://", "https://", 1);
-        let client_options = ClientOptions {
-            transport: Some(Transport::new(client)),
-            retry: RetryOptions::none(),
-            cloud: Some(Arc::new(CloudConfiguration::Custom(cloud))),
-            ..ClientOptions::default()
+    pub(crate) async fn ask(&self, want: &Want) -> Result<Issued, TokenError> {
+        let issued = match &self.way {
+            Way::Own(endpoint, proof) => ask_own(endpoint, proof, want).await?,
+            Way::Sdk(sdk) => sdk.ask(self.clock()).await?,
+            Way::Delegated(delegated) => delegated.ask(want).await?,
         };
-        Ok(match &identity.credential {
-            Credential::ClientSecret { secret } => ClientSecretCredential::new(
-                &identity.tenant,
-                identity.client_id.clone(),
-                Secret::new(secret.expose_secret().to_owned()),
-                Some(ClientSecretCredentialOptions { client_options }),
-            )?,
-            Credential::WorkloadIdentity { token_file } => {
-                WorkloadIdentityCredential::new(Some(WorkloadIdentityCredentialOptions {
-                    credential_options: ClientAssertionCredentialOptions { client_options },
-                    client_id: Some(identity.client_id.clone()),
-                    tenant_id: Some(identity.tenant.clone()),
-                    token_file_path: token_file.clone(),
-                }))?
-            }
-            Credential::ManagedIdentity { client_id } => {
-                ManagedIdentityCredential::new(Some(ManagedIdentityCredentialOptions {
-                    user_assigned_id: client_id.clone().map(UserAssignedId::ClientId),
-                    client_options,
-                }))?
-            }
-            Credential::AzureCli => AzureCliCredential::new(Some(AzureCliCredentialOptions {
-                tenant_id: Some(identity.tenant.clone()),
-                ..AzureCliCredentialOptions::default()
-            }))?,
-        })
+        let expected = Expected { tenant: self.tenant.as_deref(), app: self.client_id.as_deref(), user: None };
+        expected.check(&self.name, &issued.token)?;
+        Ok(issued)
     }
+}
 
-    /// Why the credential cannot even be built; the SDK's words name ids and files, not secrets.
-    fn unusable(&self, error: &Error) -> TokenError {
-        let remedy = match &self.identity.credential {
-            Credential::WorkloadIdentity { .. } => {
-                "check that the token file exists and can be read (AZURE_FEDERATED_TOKEN_FILE)"
-            }
-            Credential::ManagedIdentity { .. } => {
-                "run on an Azure machine with a managed identity, or choose another credential"
-            }
-            _ => "check tenant and client_id of the profile",
-        };
-        config(&self.identity.name, redact::scrub(&dynavault_model::chain(error)), remedy.to_owned())
+/// Value of the parameter `claims`, if one is to be sent. Continuous evaluation is declared for Graph only: it makes
+/// long tokens that can be withdrawn at any moment (section 8).
+pub(crate) fn claims_parameter(scope: &str, claims: Option<&ClaimsChallenge>) -> Option<String> {
+    match claims {
+        Some(claims) => Some(claims.parameter()),
+        None => Cloud::is_graph(scope.strip_suffix("/.default").unwrap_or(scope)).then(challenge::declaration),
     }
+}
 
-    fn failed(&self, error: &Error) -> TokenError {
-        match wire_error(error) {
-            Some(WireError::Status { status, .. }) => refusal::classify(&self.asked, status, self.clock.now()),
-            Some(WireError::Connect { .. }) => self.unreachable(Broken("no connection", innermost(error))),
-            Some(WireError::TooLong { .. }) => self.unreachable(NotAToken),
-            Some(WireError::Interrupted { .. }) => self.unreachable(Broken("the connection broke", innermost(error))),
-            None => match self.identity.credential {
-                Credential::AzureCli => TokenError::Local {
-                    profile: self.identity.name.clone(),
-                    reason: redact::scrub(&error.to_string()),
-                    remedy: format!("run `az login --tenant {}` on this machine", self.identity.tenant),
-                },
-                // The SDK's words about a reply it could not parse may quote the reply.
-                _ => self.unreachable(NotAToken),
-            },
+async fn ask_own(endpoint: &Endpoint, proof: &Proof, want: &Want) -> Result<Issued, TokenError> {
+    let skew = endpoint.skew();
+    let first = request_own(endpoint, proof, want).await;
+    // An assertion carries our time. If the refusal told that our clock is wrong, the service's time is used from now
+    // on, and one more request is worth it.
+    let again = matches!(proof, Proof::Certificate(_)) && first.is_err() && endpoint.skew() != skew;
+    let last = if again { request_own(endpoint, proof, want).await } else { first };
+    last.map_err(|refusal| refusal.cause)
+}
+
+async fn request_own(endpoint: &Endpoint, proof: &Proof, want: &Want) -> Result<Issued, Refusal> {
+    let asked = &endpoint.asked;
+    let local = |cause| Refusal { error: String::new(), code: None, cause };
+    let mut form = Form::default()
+        .with("client_id", &asked.client_id)
+        .with("grant_type", "client_credentials")
+        .with("scope", &asked.scope);
+    form = match proof {
+        Proof::Secret(secret) => form.with("client_secret", secret.expose_secret()),
+        Proof::Certificate(certificate) => {
+            let audience = endpoint.token_url(&asked.tenant);
+            let assertion = certificate
+                .assertion(&asked.client_id, audience.as_str(), endpoint.service_now())
+                .map_err(|error| local(config(asked, error.to_string(), "check the certificate of the profile")))?;
+            form.with("client_assertion_type", JWT_BEARER).with("client_assertion", &assertion)
         }
-    }
-
-    fn unreachable(&self, source: impl std::error::Error + Send + Sync + 'static) -> TokenError {
-        TokenError::Unreachable {
-            profile: self.identity.name.clone(),
-            host: self.asked.host.clone(),
-            source: Arc::new(source),
+        Proof::Federated(file) => {
+            let assertion = federated_token(asked, file.as_deref()).await.map_err(local)?;
+            form.with("client_assertion_type", JWT_BEARER).with("client_assertion", assertion.trim())
         }
-    }
-}
-
-/// A success whose body is no token.
-#[derive(Debug, thiserror::Error)]
-#[error("the answer is not a token")]
-struct NotAToken;
-
-#[derive(Debug, thiserror::Error)]
-#[error("{0}: {1}")]
-struct Broken(&'static str, String);
-
-/// The last cause, e.g. `Connection refused (os error 111)`, which is what an operator can act on.
-fn innermost(error: &Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    redact::scrub(&cause.to_string())
-}
-
-fn config(profile: &str, reason: String, remedy: String) -> TokenError {
-    TokenError::Config { profile: profile.to_owned(), reason, remedy }
-}
-
-fn issued(given: &AccessToken, life: Option<Duration>, asked_at: Timestamp) -> Issued {
-    let (life, expires_on) = if let Some(life) = life {
-        (life, asked_at.saturating_add(life).unwrap_or(Timestamp::MAX))
-    } else {
-        // The CLI names a time instead.
-        let expires_on = Timestamp::from_second(given.expires_on.unix_timestamp()).unwrap_or(Timestamp::MAX);
-        (Duration::try_from(expires_on.duration_since(asked_at)).unwrap_or(Duration::ZERO), expires_on)
     };
-    Issued { token: BearerToken::new(given.token.secret(), expires_on), life }
+    if let Some(claims) = claims_parameter(&asked.scope, want.claims.as_ref()) {
+        form = form.with("claims", &claims);
+    }
+    Ok(endpoint.token(&asked.tenant, form).await?.issued)
 }
 
-/// One exchange with the service. It notes `expires_in`, which the SDK turns into a time of the real clock.
-#[derive(Debug)]
-struct Exchange {
-    transport: Arc<HttpTransport>,
-    life: Mutex<Option<Duration>>,
+async fn federated_token(asked: &Asked, file: Option<&Path>) -> Result<Zeroizing<String>, TokenError> {
+    const REMEDY: &str = "check that the token file exists and can be read (AZURE_FEDERATED_TOKEN_FILE)";
+    let named = std::env::var_os(FEDERATED_TOKEN_VARIABLE).map(PathBuf::from);
+    let Some(path) = file.map(Path::to_owned).or(named) else {
+        return Err(config(asked, "no file with a federated token is named".to_owned(), REMEDY));
+    };
+    let read = async {
+        let mut text = Zeroizing::new(String::new());
+        let file = tokio::fs::File::open(&path).await?;
+        file.take(FEDERATED_TOKEN_BYTES_MAX).read_to_string(&mut text).await?;
+        Ok::<_, std::io::Error>(text)
+    };
+    read.await.map_err(|error| config(asked, format!("{} cannot be read: {error}", path.display()), REMEDY))
 }
 
-#[derive(Deserialize)]
-struct Life {
-    expires_in: Seconds,
+fn config(asked: &Asked, reason: String, remedy: &str) -> TokenError {
+    TokenError::Config { profile: asked.profile.clone(), reason, remedy: remedy.to_owned() }
 }
 
-/// A number, or a number in a string as the metadata service sends it.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Seconds {
-    Number(u64),
-    Text(String),
+/// Whose token it has to be, as far as we know and the token tells (section 10.1).
+pub(crate) struct Expected<'a> {
+    pub(crate) tenant: Option<&'a str>,
+    pub(crate) app: Option<&'a str>,
+    pub(crate) user: Option<&'a str>,
 }
 
-#[async_trait]
-impl HttpClient for Exchange {
-    async fn execute_request(&self, request: &Request) -> Result<AsyncRawResponse, Error> {
-        let (status, headers, body) = self.transport.execute_request(request).await?.deconstruct();
-        // Bounded by the transport.
-        let body = body.collect().await?;
-        if let Ok(Life { expires_in }) = serde_json::from_slice(&body) {
-            let seconds = match expires_in {
-                Seconds::Number(seconds) => Some(seconds),
-                Seconds::Text(text) => text.parse().ok(),
-            };
-            *self.life.lock().unwrap_or_else(PoisonError::into_inner) = seconds.map(Duration::from_secs);
+impl Expected<'_> {
+    pub(crate) fn check(&self, profile: &str, token: &BearerToken) -> Result<(), TokenError> {
+        let Ok(claims) = TokenClaims::read(token.secret()) else { return Ok(()) };
+        for (what, expected, got) in [
+            ("tenant", self.tenant, claims.tenant),
+            ("app", self.app, claims.app_id),
+            ("user", self.user, claims.object_id),
+        ] {
+            if let (Some(expected), Some(got)) = (expected, got)
+                && !expected.eq_ignore_ascii_case(&got)
+            {
+                return Err(TokenError::Foreign {
+                    profile: profile.to_owned(),
+                    what,
+                    got: crate::redact::scrub(&got),
+                    expected: expected.to_owned(),
+                });
+            }
         }
-        Ok(AsyncRawResponse::from_bytes(status, headers, body))
+        Ok(())
     }
 }

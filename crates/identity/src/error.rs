@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use dynavault_model::{Diagnose, FaultKind, Retry};
 
+use crate::challenge::ClaimsChallenge;
+use crate::token_store::StoreError;
+
 /// Class of a refusal by the sign-in service (`entra` protocol, section 7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenFault {
@@ -74,6 +77,35 @@ pub enum TokenError {
         remedy: String,
         /// Where to find the attempt in the sign-in log.
         ids: Box<TraceIds>,
+        /// Claims that the next interactive sign-in has to carry (section 8).
+        claims: Option<Box<ClaimsChallenge>>,
+    },
+    /// Nobody has signed in yet, or somebody signed out.
+    #[error("nobody is signed in with profile {profile}")]
+    NotSignedIn {
+        /// Name of the profile.
+        profile: String,
+    },
+    /// The stored sign-in could not be read, or the renewed one not be kept.
+    #[error("the stored sign-in of profile {profile} cannot be used")]
+    Store {
+        /// Name of the profile.
+        profile: String,
+        /// What went wrong.
+        #[source]
+        source: Arc<StoreError>,
+    },
+    /// A token came, and it is for somebody else (section 10.1). It was thrown away.
+    #[error("the token that profile {profile} got is for another {what}: {got} instead of {expected}")]
+    Foreign {
+        /// Name of the profile.
+        profile: String,
+        /// `tenant`, `app` or `user`.
+        what: &'static str,
+        /// What the token says.
+        got: String,
+        /// What is configured.
+        expected: String,
     },
     /// No usable answer: connection, TLS, a proxy's page instead of JSON.
     #[error("profile {profile} got no usable answer from the sign-in service at {host}")]
@@ -123,12 +155,35 @@ pub enum TokenError {
     },
 }
 
+impl TokenError {
+    /// Class of the refusal, if it is one: what the sign-in service said last.
+    pub fn fault(&self) -> Option<TokenFault> {
+        match self {
+            Self::Refused { fault, .. } => Some(*fault),
+            Self::NotSignedIn { .. } => Some(TokenFault::ReauthUser),
+            Self::Exhausted { source, .. } => source.fault(),
+            _ => None,
+        }
+    }
+
+    /// Claims that the next interactive sign-in has to carry.
+    pub fn claims(&self) -> Option<&ClaimsChallenge> {
+        match self {
+            Self::Refused { claims, .. } => claims.as_deref(),
+            _ => None,
+        }
+    }
+}
+
 impl Diagnose for TokenError {
     fn retry(&self) -> Retry {
         match self {
             Self::Refused { retry, .. } => *retry,
             Self::Unreachable { .. } | Self::Exhausted { .. } => Retry::Backoff,
-            Self::Config { .. } | Self::Local { .. } => Retry::Permanent,
+            Self::Store { source, .. } => source.retry(),
+            Self::Config { .. } | Self::Local { .. } | Self::NotSignedIn { .. } | Self::Foreign { .. } => {
+                Retry::Permanent
+            }
         }
     }
 
@@ -141,6 +196,12 @@ impl Diagnose for TokenError {
                 "check that {host} can be reached from this host over https (DNS, proxy, firewall, certificate store)"
             )),
             Self::Exhausted { source, .. } => source.remedy(),
+            Self::NotSignedIn { profile } => Some(format!("sign in with `dynavault profile login {profile}`")),
+            Self::Store { source, .. } => source.remedy(),
+            Self::Foreign { profile, what, .. } => Some(match *what {
+                "user" => format!("sign in again with `dynavault profile login {profile}`, as the same person"),
+                _ => format!("check tenant, client_id and authority of profile {profile}"),
+            }),
         }
     }
 
@@ -149,8 +210,11 @@ impl Diagnose for TokenError {
             Self::Refused { fault: TokenFault::Transient | TokenFault::Throttled, .. } | Self::Unreachable { .. } => {
                 FaultKind::Failed
             }
-            Self::Refused { .. } | Self::Local { .. } => FaultKind::SignIn,
+            Self::Refused { .. } | Self::Local { .. } | Self::NotSignedIn { .. } | Self::Foreign { .. } => {
+                FaultKind::SignIn
+            }
             Self::Exhausted { source, .. } => source.kind(),
+            Self::Store { source, .. } => source.kind(),
             Self::Config { .. } => FaultKind::Usage,
         }
     }

@@ -9,12 +9,15 @@ use url::Url;
 pub const FOREIGN_TEXT_CHARS_MAX: usize = 300;
 
 /// Names whose value is replaced wherever `name=value` occurs (`entra` protocol, section 12.1).
-const SECRET_NAMES: [&str; 10] = [
+const SECRET_NAMES: [&str; 13] = [
     "sig",
     "client_secret",
     "client_assertion",
     "refresh_token",
     "access_token",
+    "id_token",
+    "password",
+    "claims",
     "code",
     "code_verifier",
     "device_code",

@@ -9,7 +9,10 @@ use std::time::Duration;
 use dynavault_model::Retry;
 use jiff::Timestamp;
 use serde::Deserialize;
+use url::Url;
 
+use crate::challenge::ClaimsChallenge;
+use crate::consent::admin_consent_url;
 use crate::transport::FailedReply;
 use crate::{TokenError, TokenFault, TraceIds, redact};
 
@@ -24,6 +27,7 @@ pub(crate) struct Asked {
     pub(crate) tenant: String,
     pub(crate) client_id: String,
     pub(crate) scope: String,
+    pub(crate) authority: Url,
     pub(crate) host: String,
     /// The metadata service of the machine was asked, not the tenant.
     pub(crate) managed: bool,
@@ -42,6 +46,17 @@ struct Body {
     trace_id: Option<String>,
     correlation_id: Option<String>,
     timestamp: Option<String>,
+    claims: Option<String>,
+}
+
+/// An answer that is no token: what it was called on the wire, and what it means.
+pub(crate) struct Refusal {
+    /// `error`, e.g. `authorization_pending`; empty for an answer that is no JSON.
+    pub(crate) error: String,
+    /// The service's numeric code.
+    pub(crate) code: Option<u64>,
+    /// Ready to be shown.
+    pub(crate) cause: TokenError,
 }
 
 struct Meaning {
@@ -55,21 +70,23 @@ const fn meaning(codes: &'static [u64], fault: TokenFault, sentence: &'static st
     Meaning { codes, fault, sentence, remedy }
 }
 
-const SIGN_IN_AGAIN: &str = "sign in again with `profile login`";
+const SIGN_IN_AGAIN: &str = "sign in again with `dynavault profile login {profile}`";
+const CONSENT: &str =
+    "let an administrator open {consent_url} (`dynavault profile consent-url {profile}` prints it, too)";
 
-/// The table of section 7. `{client_id}`, `{tenant}`, `{scope}` and `{host}` are filled in.
+/// The table of section 7. `{profile}`, `{client_id}`, `{tenant}`, `{scope}`, `{host}` and `{consent_url}` are filled in.
 #[rustfmt::skip] // One case reads as two lines.
 const MEANINGS: &[Meaning] = &[
     meaning(&[7_000_215], TokenFault::BadCredential, "the client secret of app {client_id} is wrong",
-        "check that the secret's value was configured, not its id, and that it belongs to app {client_id}"),
+        "configure the secret's value, not its id, in profile {profile}, and check it with `dynavault profile check {profile}`"),
     meaning(&[7_000_222], TokenFault::BadCredential, "the client secret of app {client_id} has expired",
-        "create a new client secret in the app registration {client_id} and configure its value"),
+        "create a new client secret in the app registration {client_id}, configure its value, and check it with `dynavault profile check {profile}`"),
     meaning(&[700_027, 700_030, 50_012], TokenFault::BadCredential, "the certificate or assertion of app {client_id} is not accepted",
-        "upload the certificate in use to the app registration {client_id}"),
+        "upload the certificate in use to the app registration {client_id}, and check it with `dynavault profile check {profile}`"),
     meaning(&[700_024, 50_013, 500_133], TokenFault::BadConfig, "the assertion is outside its time window",
         "set the clock of this host; it differs from the service's clock by minutes"),
     meaning(&[7_000_218], TokenFault::BadConfig, "app {client_id} needs a secret or assertion, or does not allow public client flows",
-        "configure a credential, or enable \"Allow public client flows\" in the app registration {client_id}"),
+        "configure a credential, or set \"Allow public client flows\" to Yes in the app registration {client_id} (Authentication, Advanced settings)"),
     meaning(&[700_025], TokenFault::BadConfig, "app {client_id} is a public client and must not send a secret",
         "remove the secret from the profile, or register the app as a confidential client"),
     meaning(&[700_016, 700_011], TokenFault::BadConfig, "there is no app {client_id} in tenant {tenant}",
@@ -89,17 +106,17 @@ const MEANINGS: &[Meaning] = &[
     meaning(&[70_021, 700_211, 700_212, 700_213], TokenFault::BadConfig, "no federated credential of app {client_id} matches the presented token",
         "compare issuer, subject and audience of the federated credential with those of the token file; a new one needs up to ten minutes to spread"),
     meaning(&[70_008, 700_082], TokenFault::ReauthUser, "the sign-in was unused for too long and has expired",
-        "sign in again with `profile login`; a job that runs at least every 90 days prevents this"),
+        "sign in again with `dynavault profile login {profile}`; a job that runs at least every 90 days prevents this"),
     meaning(&[50_173, 50_133, 50_132, 50_089], TokenFault::ReauthUser, "the sign-in was revoked, or the password has changed", SIGN_IN_AGAIN),
     meaning(&[70_043], TokenFault::ReauthUser, "a policy of the tenant limits how long a sign-in lasts",
-        "sign in again with `profile login`; use an app credential for unattended jobs"),
+        "sign in again with `dynavault profile login {profile}`; use an app credential for unattended jobs"),
     meaning(&[70_000], TokenFault::ReauthUser, "the stored sign-in cannot be used", SIGN_IN_AGAIN),
     meaning(&[700_084], TokenFault::BadConfig, "the stored sign-in belongs to a browser app and lasts a day only",
         "register the redirect address for desktop apps instead of single-page apps"),
     meaning(&[65_001, 90_008, 65_004, 90_094, 90_095], TokenFault::ConsentNeeded, "nobody has consented to app {client_id} in tenant {tenant}",
-        "let an administrator open the address printed by `profile consent-url`"),
+        CONSENT),
     meaning(&[50_076, 50_079, 50_072, 50_074, 50_078, 50_158], TokenFault::ReauthUser, "the tenant asks for multi-factor authentication",
-        "sign in interactively with `profile login`"),
+        "sign in interactively with `dynavault profile login {profile}`"),
     meaning(&[53_000, 53_001, 53_002, 53_003, 530_032, 530_034, 530_035], TokenFault::PolicyBlocked, "a Conditional Access policy of tenant {tenant} refuses the sign-in",
         "ask an administrator to look up the correlation id in the sign-in log and to allow app {client_id}"),
     meaning(&[50_105], TokenFault::PolicyBlocked, "the user is not assigned to app {client_id}",
@@ -117,12 +134,46 @@ const MEANINGS: &[Meaning] = &[
 ];
 
 /// Turns a refusal into an error.
-pub(crate) fn classify(asked: &Asked, reply: &FailedReply, now: Timestamp) -> TokenError {
-    let parsed: Option<Body> = serde_json::from_slice(&reply.body).ok();
-    let Some(body) = parsed else {
+pub(crate) fn classify(asked: &Asked, reply: &FailedReply, now: Timestamp) -> Refusal {
+    match serde_json::from_slice(&reply.body) {
+        Ok(body) => of_body(asked, body, reply, now),
         // A proxy's page, or a service too ill to answer in its own format (section 1.3).
-        return without_body(asked, reply, now);
+        Err(_) => Refusal { error: String::new(), code: None, cause: without_body(asked, reply, now) },
+    }
+}
+
+/// Turns the parameters of a redirect that brought no code into an error (section 4.3).
+pub(crate) fn classify_redirect(asked: &Asked, error: &str, description: &str) -> Refusal {
+    let body = Body {
+        error: error.to_owned(),
+        error_description: description.to_owned(),
+        error_codes: Vec::new(),
+        suberror: String::new(),
+        trace_id: None,
+        correlation_id: None,
+        timestamp: None,
+        claims: None,
     };
+    let reply = FailedReply {
+        code: 400,
+        retry_after: None,
+        error_code: None,
+        request_id: None,
+        date: None,
+        body: Default::default(),
+    };
+    of_body(asked, body, &reply, Timestamp::UNIX_EPOCH)
+}
+
+impl Refusal {
+    /// Whether the code names a policy: `access_denied` alone means that the person refused.
+    pub(crate) fn is_policy(&self) -> bool {
+        let known = MEANINGS.iter().find(|meaning| self.code.is_some_and(|code| meaning.codes.contains(&code)));
+        known.is_some_and(|meaning| meaning.fault == TokenFault::PolicyBlocked)
+    }
+}
+
+fn of_body(asked: &Asked, body: Body, reply: &FailedReply, now: Timestamp) -> Refusal {
     let code = body.error_codes.first().copied().or_else(|| code_in(&body.error_description));
     let known = code.and_then(|code| MEANINGS.iter().find(|meaning| meaning.codes.contains(&code)));
     let by_status = fault_of_status(asked, reply.code);
@@ -136,13 +187,16 @@ pub(crate) fn classify(asked: &Asked, reply: &FailedReply, now: Timestamp) -> To
     let (sentence, remedy) = match known {
         Some(meaning) => (asked.fill(meaning.sentence), asked.fill(meaning.remedy)),
         None if asked.managed => managed_sentence(fault, &body.error_description),
-        None => fallback_sentence(fault, &body),
+        None => {
+            let (sentence, remedy) = fallback_sentence(fault, &body);
+            (sentence, asked.fill(&remedy))
+        }
     };
     let sentence = match code {
         Some(code) => format!("{sentence}: AADSTS{code}"),
         None => format!("{sentence}: {}", redact::scrub(&body.error)),
     };
-    TokenError::Refused {
+    let cause = TokenError::Refused {
         profile: asked.profile.clone(),
         fault,
         retry: if final_answer { Retry::Permanent } else { retry_of(fault, reply, now) },
@@ -153,12 +207,21 @@ pub(crate) fn classify(asked: &Asked, reply: &FailedReply, now: Timestamp) -> To
             correlation: body.correlation_id.as_deref().map(redact::scrub),
             timestamp: body.timestamp.as_deref().map(redact::scrub),
         }),
-    }
+        claims: body.claims.as_deref().and_then(ClaimsChallenge::from_json).map(Box::new),
+    };
+    Refusal { error: body.error, code, cause }
 }
 
 impl Asked {
     fn fill(&self, text: &str) -> String {
-        text.replace("{client_id}", &self.client_id)
+        let consent_url = || admin_consent_url(&self.authority, &self.tenant, &self.client_id, None).to_string();
+        let text = if text.contains("{consent_url}") {
+            text.replace("{consent_url}", &consent_url())
+        } else {
+            text.to_owned()
+        };
+        text.replace("{profile}", &self.profile)
+            .replace("{client_id}", &self.client_id)
             .replace("{tenant}", &self.tenant)
             .replace("{scope}", &self.scope)
             .replace("{host}", &self.host)
@@ -179,6 +242,7 @@ fn without_body(asked: &Asked, reply: &FailedReply, now: Timestamp) -> TokenErro
         sentence: format!("{} answered {} without a sign-in message", asked.host, reply.code),
         remedy: format!("check whether a proxy or firewall stands between this host and {}", asked.host),
         ids: Box::default(),
+        claims: None,
     }
 }
 
@@ -230,7 +294,7 @@ fn fallback_sentence(fault: TokenFault, body: &Body) -> (String, String) {
     let remedy = match fault {
         TokenFault::Transient | TokenFault::Throttled => "try again later",
         TokenFault::ReauthUser => SIGN_IN_AGAIN,
-        TokenFault::ConsentNeeded => "let an administrator open the address printed by `profile consent-url`",
+        TokenFault::ConsentNeeded => CONSENT,
         TokenFault::PolicyBlocked => "ask an administrator to look up the correlation id in the sign-in log",
         TokenFault::BadCredential => "check the credential in the app registration",
         TokenFault::BadConfig => "check tenant, client_id and the environment's URL",
@@ -258,6 +322,7 @@ mod tests {
             tenant: "t-1".into(),
             client_id: "app-1".into(),
             scope: "https://x.example/.default".into(),
+            authority: Url::parse("https://login.microsoftonline.us").unwrap(),
             host: "login.example".into(),
             managed,
         }
@@ -269,9 +334,10 @@ mod tests {
             retry_after: None,
             error_code: None,
             request_id: None,
+            date: None,
             body: body.to_owned().into(),
         };
-        let error = classify(&asked(managed), &reply, Timestamp::UNIX_EPOCH);
+        let error = classify(&asked(managed), &reply, Timestamp::UNIX_EPOCH).cause;
         let text = error.to_string();
         let kind = error.kind();
         match error {
@@ -297,6 +363,11 @@ mod tests {
             ("invalid_grant", 53_003, TokenFault::PolicyBlocked, "Conditional Access"),
             ("invalid_grant", 65_001, TokenFault::ConsentNeeded, "consented"),
             ("invalid_grant", 700_082, TokenFault::ReauthUser, "expired"),
+            ("invalid_grant", 70_008, TokenFault::ReauthUser, "unused for too long"),
+            ("invalid_grant", 50_173, TokenFault::ReauthUser, "revoked"),
+            ("invalid_grant", 70_043, TokenFault::ReauthUser, "how long a sign-in lasts"),
+            ("consent_required", 90_094, TokenFault::ConsentNeeded, "consented"),
+            ("invalid_client", 7_000_218, TokenFault::BadConfig, "public client flows"),
         ];
         for (error, code, fault, words) in cases {
             let (got, retry, text, remedy, kind) = classified(false, 400, &body(error, code));
@@ -305,6 +376,42 @@ mod tests {
             assert!(text.contains("correlation id c-1") && text.contains("trace id t-9"), "{text}");
             assert!(!remedy.is_empty() && !remedy.contains('{'), "{remedy}");
         }
+    }
+
+    #[test]
+    fn every_class_names_the_command_that_helps() {
+        for (error, code, command) in [
+            ("invalid_grant", 700_082, "`dynavault profile login p`"),
+            ("invalid_grant", 50_076, "`dynavault profile login p`"),
+            ("invalid_grant", 1, "`dynavault profile login p`"),
+            ("invalid_client", 7_000_215, "`dynavault profile check p`"),
+            ("invalid_client", 7_000_222, "create a new client secret"),
+            ("consent_required", 1, "`dynavault profile consent-url p`"),
+            (
+                "invalid_grant",
+                65_001,
+                "https://login.microsoftonline.us/t-1/v2.0/adminconsent?client_id=app-1&scope=https%3A%2F%2Fgraph.microsoft.us%2F.default",
+            ),
+        ] {
+            let (_, _, _, remedy, _) = classified(false, 400, &body(error, code));
+            assert!(remedy.contains(command) && !remedy.contains('{'), "{remedy}");
+        }
+    }
+
+    #[test]
+    fn claims_of_a_refusal_are_kept_for_the_next_sign_in_and_not_shown() {
+        let text = r#"{"error":"interaction_required","error_codes":[50076],"claims":"{\"access_token\":{\"capolids\":{\"values\":[\"SECRET\"]}}}"}"#;
+        let reply = FailedReply {
+            code: 400,
+            retry_after: None,
+            error_code: None,
+            request_id: None,
+            date: None,
+            body: text.into(),
+        };
+        let error = classify(&asked(false), &reply, Timestamp::UNIX_EPOCH).cause;
+        assert!(error.claims().unwrap().parameter().contains("SECRET"));
+        assert!(!format!("{error:?} {error}").contains("SECRET"));
     }
 
     #[test]

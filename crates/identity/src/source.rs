@@ -9,6 +9,9 @@
 //!
 //! Those who wait share one future, so that one of them giving up does not disturb the others. When all of them give
 //! up, the request is dropped with them.
+//!
+//! A challenge, or the wish for a fresh token, begins a new request even while one is under way; what the old one brings
+//! is then only for those who wait for it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,8 +22,9 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, WeakShared};
 use tracing::{debug, warn};
 
-use crate::credential::{AppIdentity, Asker, Issued};
-use crate::{BearerToken, TokenError, TokenSource};
+use crate::credential::{AppIdentity, Asker, Want};
+use crate::endpoint::Issued;
+use crate::{BearerToken, ClaimsChallenge, TokenError, TokenSource};
 
 /// A token is renewed when less than this remains, or a tenth of its life if that is longer (`entra`, section 6.2).
 const RENEW_BEFORE_MIN: Duration = Duration::from_secs(5 * 60);
@@ -71,6 +75,10 @@ struct State {
     refused: Option<(TokenError, Duration)>,
     /// Weak: those who wait own the request.
     flight: Option<WeakShared<BoxFuture<'static, Outcome>>>,
+    /// Number of the newest request; an older one changes nothing any more.
+    flights: u64,
+    /// What the next request has to bring.
+    want: Want,
 }
 
 #[derive(Debug)]
@@ -95,7 +103,30 @@ impl TokenSource for CachedSource {
         let mut state = self.inner.state();
         if state.held.as_ref().is_some_and(|held| held.token == *token) {
             state.held = None;
+            state.want.refused = Some(token.clone());
         }
+    }
+
+    fn challenge(&self, token: &BearerToken, claims: &ClaimsChallenge) {
+        let mut state = self.inner.state();
+        if state.held.as_ref().is_none_or(|held| held.token == *token) {
+            state.held = None;
+            state.want.refused = Some(token.clone());
+            // A request under way does not carry the claims, unless it was made for them.
+            if state.want.claims.as_ref() != Some(claims) {
+                state.want.claims = Some(claims.clone());
+                state.flight = None;
+            }
+        }
+    }
+
+    async fn fresh_token(&self) -> Outcome {
+        {
+            let mut state = self.inner.state();
+            *state = State { flights: state.flights, ..State::default() };
+            state.want.fresh = true;
+        }
+        self.token().await
     }
 
     fn name(&self) -> &str {
@@ -136,31 +167,36 @@ impl Inner {
         }
         // While the old token lasts nobody should wait through minutes of tries.
         let tries_max = if usable.is_some() { 1 } else { TRIES_MAX };
-        let inner = Arc::clone(self);
+        state.flights += 1;
+        let (inner, number, want) = (Arc::clone(self), state.flights, state.want.clone());
         let flight = async move {
-            let outcome = inner.ask(tries_max).await;
-            inner.settle(outcome)
+            let outcome = inner.ask(tries_max, &want).await;
+            inner.settle(number, outcome)
         };
         let flight = flight.boxed().shared();
         state.flight = flight.downgrade();
         Handed::Wait(flight)
     }
 
-    fn settle(&self, outcome: Result<Issued, TokenError>) -> Outcome {
+    fn settle(&self, number: u64, outcome: Result<Issued, TokenError>) -> Outcome {
         let clock = self.asker.clock();
         let elapsed = clock.elapsed();
         let mut state = self.state();
+        if number != state.flights || state.flight.is_none() {
+            return outcome.map(|issued| issued.token);
+        }
         state.flight = None;
         match outcome {
-            Ok(Issued { token, life }) => {
-                let margin = RENEW_BEFORE_MIN.max(life / 10).mul_f64(1.0 + RENEW_JITTER * (2.0 * random() - 1.0));
+            Ok(Issued { token, life, left }) => {
+                let margin = renewal_margin(life).mul_f64(1.0 + RENEW_JITTER * (2.0 * random() - 1.0));
                 state.held = Some(Held {
                     token: token.clone(),
                     // A token that lives shorter than the margin is used for half its life instead of never.
-                    renew_at: elapsed + life.checked_sub(margin).unwrap_or(life / 2),
-                    usable_until: elapsed + life.checked_sub(USABLE_MIN).unwrap_or(life / 2),
+                    renew_at: elapsed + left.checked_sub(margin).unwrap_or(left / 2),
+                    usable_until: elapsed + left.checked_sub(USABLE_MIN).unwrap_or(left / 2),
                 });
                 state.refused = None;
+                state.want = Want::default();
                 Ok(token)
             }
             Err(error) => {
@@ -176,13 +212,13 @@ impl Inner {
         }
     }
 
-    async fn ask(&self, tries_max: u32) -> Result<Issued, TokenError> {
+    async fn ask(&self, tries_max: u32, want: &Want) -> Result<Issued, TokenError> {
         let clock = self.asker.clock();
         let start = clock.elapsed();
         let mut tries = 0;
         loop {
             tries += 1;
-            let error = match self.asker.ask().await {
+            let error = match self.asker.ask(want).await {
                 Ok(issued) => return Ok(issued),
                 Err(error) => error,
             };
@@ -218,6 +254,11 @@ impl State {
         let lasts = clock.elapsed() < held.usable_until && clock.now() < held.token.expires_on();
         lasts.then(|| held.token.clone())
     }
+}
+
+/// What has to remain of a token that is used without renewal.
+pub(crate) fn renewal_margin(life: Duration) -> Duration {
+    RENEW_BEFORE_MIN.max(life / 10)
 }
 
 /// Between 0 and 1. Without randomness from the system the middle does as well.

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use zeroize::Zeroizing;
 
-use crate::TokenError;
+use crate::{ClaimsChallenge, TokenError};
 
 /// An access token for one audience. It never prints, and its bytes are wiped when the last copy is dropped.
 #[derive(Clone, PartialEq, Eq)]
@@ -48,6 +48,21 @@ pub trait TokenSource: Send + Sync + fmt::Debug {
 
     /// Forgets `token` after the service refused it with 401. A newer token that came in between is kept.
     fn invalidate(&self, token: &BearerToken);
+
+    /// Forgets `token` after the service refused it with 401 and asked for `claims`: the next token request carries
+    /// them. Ask once; a second challenge is final (`entra` protocol, section 8). A source that cannot ask for claims
+    /// asks for an ordinary token.
+    fn challenge(&self, token: &BearerToken, claims: &ClaimsChallenge) {
+        let _unused = claims;
+        self.invalidate(token);
+    }
+
+    /// A token that was issued just now, whatever is held: after consent, an older one lacks the new permissions.
+    async fn fresh_token(&self) -> Result<BearerToken, TokenError> {
+        let held = self.token().await?;
+        self.invalidate(&held);
+        self.token().await
+    }
 
     /// Name of the profile, for messages.
     fn name(&self) -> &str;

@@ -78,6 +78,8 @@ pub struct FailedReply {
     pub error_code: Option<String>,
     /// `x-ms-request-id`.
     pub request_id: Option<String>,
+    /// `Date`: the service's clock.
+    pub date: Option<Timestamp>,
     /// At most [`ERROR_BODY_BYTES_MAX`] bytes of the body.
     pub body: Bytes,
 }
@@ -129,8 +131,7 @@ impl RetryAfter {
         if let Ok(seconds) = value.parse() {
             return Some(Self::Delay(Duration::from_secs(seconds)));
         }
-        let time = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(value).ok()?;
-        Some(Self::At(time))
+        http_date(value).map(Self::At)
     }
 }
 
@@ -261,9 +262,19 @@ fn host_of(url: &Url) -> String {
     }
 }
 
+fn date_of(headers: &reqwest::header::HeaderMap) -> Option<Timestamp> {
+    http_date(headers.get(reqwest::header::DATE)?.to_str().ok()?)
+}
+
+/// A time as HTTP headers carry it.
+pub(crate) fn http_date(value: &str) -> Option<Timestamp> {
+    jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(value).ok()
+}
+
 async fn failed_reply(reply: reqwest::Response) -> FailedReply {
     let code = reply.status().as_u16();
     let retry_after = RetryAfter::of(reply.headers());
+    let date = date_of(reply.headers());
     let header = |name: &str| reply.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let (error_code, request_id) = (header("x-ms-error-code"), header("x-ms-request-id"));
     let mut body = Vec::new();
@@ -276,7 +287,7 @@ async fn failed_reply(reply: reqwest::Response) -> FailedReply {
             break;
         }
     }
-    FailedReply { code, retry_after, error_code, request_id, body: body.into() }
+    FailedReply { code, retry_after, error_code, request_id, date, body: body.into() }
 }
 
 fn bounded(

@@ -44,4 +44,7 @@ pub struct ContentItem {
     pub version: String,
     /// Raw JSON of the file name, if the row has one.
     pub name: Option<String>,
+    /// Bytes of the content as the row tells, for content whose own answer does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
 }

@@ -15,6 +15,7 @@ mod scan;
 mod schema;
 mod source_error;
 mod tally;
+mod target;
 
 pub use clock::Clock;
 pub use content::{ContentColumn, ContentItem, ContentKind};
@@ -30,3 +31,7 @@ pub use scan::{Malformed, Member, Scan, Scanner, array_items, minify, scan};
 pub use schema::{Column, Platform, Refusal, TableListing, TableRef, TableSchema};
 pub use source_error::SourceError;
 pub use tally::{Tally, TallyTotals};
+pub use target::{
+    Abilities, Ability, Birth, ColumnKind, ColumnRule, Guard, LinkEnd, Rejection, RejectionClass, Relationship, RowKey,
+    RowTarget, RowWrite, StateRule, TableRules, Treatment, Upload, UploadSource, WriteKind, WriteOptions, WriteOutcome,
+};

@@ -198,6 +198,13 @@ pub enum TableEvent {
         /// Rows stored.
         rows: u64,
     },
+    /// Rows were written into the environment, or found to be right already.
+    Written {
+        /// Logical name.
+        table: String,
+        /// Rows.
+        rows: u64,
+    },
     /// Tables are done; the snapshot is being committed.
     Committing,
     /// Something surprising that was recovered from.

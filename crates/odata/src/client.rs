@@ -1,4 +1,5 @@
-//! The client of one environment: its address, its application users, and the few kinds of request a backup makes.
+//! The client of one environment: its address, its application users, and the few kinds of request a backup makes. Those of
+//! a restore are in [`crate::write`] and [`crate::batch`].
 //!
 //! No cookies: the affinity cookie would tie us to one web server (`dataverse` protocol, section 5.1). No redirects: a
 //! token goes where we decided, nowhere else. Answers are asked for in gzip and inflated by us, so that bytes are counted
@@ -42,6 +43,11 @@ pub struct ClientConfig {
     pub retry: RetryPolicy,
     /// Seed of the jitter of pauses.
     pub seed: u64,
+    /// Whether the client may write. Without it every request that is not known to read only is refused before it is sent.
+    pub writes: bool,
+    /// How long the answer to a write under way is still waited for when the run is cancelled: a write whose answer is
+    /// known need not be read again.
+    pub cancel_grace: Duration,
 }
 
 impl ClientConfig {
@@ -57,6 +63,8 @@ impl ClientConfig {
             idle_timeout: Duration::from_secs(60),
             retry: RetryPolicy::default(),
             seed: 0,
+            writes: false,
+            cancel_grace: Duration::from_secs(10),
         }
     }
 }
@@ -77,6 +85,10 @@ impl UserSlot {
     /// Name of the profile.
     pub fn name(&self) -> &str {
         self.0.tokens.name()
+    }
+
+    pub(crate) fn user(&self) -> &User {
+        &self.0
     }
 
     /// The user's governor.
@@ -137,7 +149,7 @@ impl fmt::Debug for ReplyHeaders {
 pub struct Reply {
     /// HTTP status, a success or 304.
     pub status: u16,
-    /// The headers.
+    /// The headers. Of a write: `OData-EntityId`, `Location`, `ETag`, `x-ms-chunk-size` and others, as the service sends them.
     pub headers: ReplyHeaders,
     /// The body, decompressed.
     pub body: Bytes,

@@ -32,13 +32,15 @@ use crate::intake::{
 use crate::retry::{Attempts, Failure, Next};
 
 /// Most of an error body that is read; plug-in traces can be long, the words we need come first.
-const ERROR_BODY_BYTES_MAX: usize = 256 * 1024;
+pub(crate) const ERROR_BODY_BYTES_MAX: usize = 256 * 1024;
 /// Time for the body of a refusal: the words of a 429 are not worth waiting for.
-const ERROR_BODY_TIME_MAX: Duration = Duration::from_secs(5);
-/// A token that is refused this soon after a renewal is refused for good.
+pub(crate) const ERROR_BODY_TIME_MAX: Duration = Duration::from_secs(5);
+/// A token that is refused this soon after a renewal was hardly used: such renewals are counted together.
 const RENEWAL_LIFE_MIN: Duration = Duration::from_secs(60);
+/// Renewals of the token one soon after the other: a token may be revoked twice, but a user that is not wanted stays refused.
+const RENEWALS_IN_ROW_MAX: u32 = 2;
 /// Renewals of the token in one request, however long it lasts.
-const RENEWALS_MAX: u32 = 3;
+const RENEWALS_MAX: u32 = 4;
 /// After waiting this long for leave to send, the token is asked for again.
 const TOKEN_AGE_MAX: Duration = Duration::from_secs(60);
 
@@ -78,15 +80,39 @@ enum Tried<T> {
 
 /// What one try leaves behind for the next.
 #[derive(Default)]
-struct Progress {
+pub(crate) struct Progress {
     /// Body bytes of this try, as received.
     received: u64,
     /// The sink has been given bytes that the next try must take back.
     begun: bool,
 }
 
+/// Counts how often the token was renewed for one request.
+#[derive(Debug, Default)]
+pub(crate) struct Renewals {
+    last: Option<Duration>,
+    count: u32,
+    in_row: u32,
+}
+
+impl Renewals {
+    /// Whether the token may be renewed once more, at the time `now`.
+    pub(crate) fn another(&mut self, now: Duration) -> bool {
+        if self.last.is_none_or(|last| now.saturating_sub(last) >= RENEWAL_LIFE_MIN) {
+            self.in_row = 0;
+        }
+        if self.in_row == RENEWALS_IN_ROW_MAX || self.count == RENEWALS_MAX {
+            return false;
+        }
+        self.last = Some(now);
+        self.count += 1;
+        self.in_row += 1;
+        true
+    }
+}
+
 /// Waits for `future` unless the operator stops the run first.
-async fn unless_cancelled<F: Future>(call: &Call, future: F) -> Result<F::Output, RequestError> {
+pub(crate) async fn unless_cancelled<F: Future>(call: &Call, future: F) -> Result<F::Output, RequestError> {
     tokio::select! {
         biased;
         () = call.cancel.cancelled() => Err(RequestError::Cancelled),
@@ -105,8 +131,7 @@ impl Client {
         call: &Call,
     ) -> Result<(Head, I::Output), RequestError> {
         let mut attempts = Attempts::new(self.config.retry.clone(), self.clock.elapsed());
-        let mut renewed_at: Option<Duration> = None;
-        let mut renewals = 0;
+        let mut renewals = Renewals::default();
         let mut begun = false;
         loop {
             attempts.begin();
@@ -124,13 +149,10 @@ impl Client {
                 Tried::Fatal(error) => return Err(error),
                 Tried::Failed(failure, text) => (failure, None, text, None),
                 Tried::Refused { verdict: Verdict::Renew, body, request_id, .. } => {
-                    let soon = renewed_at.is_some_and(|at| now.saturating_sub(at) < RENEWAL_LIFE_MIN);
-                    if soon || renewals == RENEWALS_MAX {
+                    if !renewals.another(now) {
                         return Err(RequestError::Unauthorized { message: body.message, request_id });
                     }
                     debug!(profile = user.tokens.name(), "the service refused the token; renewing it");
-                    renewed_at = Some(now);
-                    renewals += 1;
                     user.tokens.invalidate(&token);
                     continue;
                 }
@@ -145,37 +167,47 @@ impl Client {
                     (failure, after, error.to_string(), (failure == Failure::Doubtful).then_some(error))
                 }
             };
-            let next = attempts.failed(failure, now, after, self.chance.next());
-            let reached = self.reached.load(Ordering::Relaxed);
-            match if reached { next } else { attempts.before_first_contact(next, now) } {
-                Next::Pause(pause) => {
-                    debug!(
-                        what = outgoing.what,
-                        tries = attempts.tries(),
-                        pause_ms = pause.as_millis() as u64,
-                        last,
-                        "trying again"
-                    );
-                    if !pause.is_zero() {
-                        unless_cancelled(call, self.clock.sleep(pause)).await?;
-                    }
-                }
+            let paused = self.pause_or_give_up(&mut attempts, (failure, after), outgoing.what, last, call).await;
+            match (paused, refusal) {
                 // The service's own words about an unexpected error help more than ours about giving up.
-                Next::GiveUp(limit) => {
-                    return Err(refusal.unwrap_or_else(|| RequestError::Exhausted {
-                        what: outgoing.what.to_owned(),
-                        tries: attempts.tries(),
-                        elapsed: attempts.elapsed(now),
-                        limit,
-                        last,
-                    }));
-                }
+                (Err(RequestError::Exhausted { .. }), Some(refusal)) => return Err(refusal),
+                (paused, _) => paused?,
             }
         }
     }
 
+    /// Waits until the next try, or says which limit was reached. `after` is the pause the service asked for.
+    pub(crate) async fn pause_or_give_up(
+        &self,
+        attempts: &mut Attempts,
+        (failure, after): (Failure, Option<Duration>),
+        what: &str,
+        last: String,
+        call: &Call,
+    ) -> Result<(), RequestError> {
+        let now = self.clock.elapsed();
+        let next = attempts.failed(failure, now, after, self.chance.next());
+        let reached = self.reached.load(Ordering::Relaxed);
+        match if reached { next } else { attempts.before_first_contact(next, now) } {
+            Next::Pause(pause) => {
+                debug!(what, tries = attempts.tries(), pause_ms = pause.as_millis() as u64, last, "trying again");
+                if !pause.is_zero() {
+                    unless_cancelled(call, self.clock.sleep(pause)).await?;
+                }
+                Ok(())
+            }
+            Next::GiveUp(limit) => Err(RequestError::Exhausted {
+                what: what.to_owned(),
+                tries: attempts.tries(),
+                elapsed: attempts.elapsed(now),
+                limit,
+                last,
+            }),
+        }
+    }
+
     /// A token and leave to send. The token comes first: asking for one takes time that is not the service's.
-    async fn admit(
+    pub(crate) async fn admit(
         &self,
         user: &User,
         kind: RequestKind,
@@ -285,7 +317,7 @@ impl Client {
     }
 
     /// Streams a body to its intake. Returns only when the blocking thread is done with the sink, whatever happens.
-    async fn body<I: Intake>(
+    pub(crate) async fn body<I: Intake>(
         &self,
         mut response: reqwest::Response,
         make: Maker<I>,
@@ -358,7 +390,7 @@ impl Client {
 }
 
 /// The request with the headers of every call.
-fn request(outgoing: &Outgoing<'_>, token: &BearerToken) -> Result<reqwest::Request, RequestError> {
+pub(crate) fn request(outgoing: &Outgoing<'_>, token: &BearerToken) -> Result<reqwest::Request, RequestError> {
     let protocol = |detail: &str| RequestError::Protocol { what: outgoing.what.to_owned(), detail: detail.to_owned() };
     let method = if outgoing.body.is_some() { reqwest::Method::POST } else { reqwest::Method::GET };
     let mut request = reqwest::Request::new(method, outgoing.url.clone());
@@ -394,13 +426,13 @@ fn error_intake(_: Facts) -> BufferIntake {
 }
 
 /// Why a body did not arrive.
-enum BodyFault {
+pub(crate) enum BodyFault {
     Cancelled,
     Transport(String),
     Intake(IntakeFault),
 }
 
 /// A transport error in words, without the URL: its query may hold values.
-fn describe(fault: reqwest::Error) -> String {
+pub(crate) fn describe(fault: reqwest::Error) -> String {
     chain(&fault.without_url())
 }

@@ -37,7 +37,7 @@ pub mod code {
 }
 
 /// Codes that pass by themselves (`dataverse` protocol, sections 5.1 and 5.7).
-const PASSING: [u32; 7] = [
+pub(crate) const PASSING: [u32; 7] = [
     0x8004_ed47, // transaction aborted
     0x8007_1154, // concurrent metadata change
     0x8004_8105, // concurrent duplicate results
@@ -231,6 +231,12 @@ pub enum RequestError {
         message: String,
         /// The service's id of the request, for support cases.
         request_id: Option<String>,
+    },
+    /// The client was made for reading only.
+    #[error("could not go on with {what}: this client only reads")]
+    ReadOnly {
+        /// What was asked for.
+        what: String,
     },
     /// The HTTP client could not be set up.
     #[error("could not set up the HTTP client: {0}")]

@@ -356,19 +356,40 @@ async fn a_budget_that_is_spent_is_named_in_the_error() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_token_is_renewed_once() {
-    let trial1 = trial(vec![refusal(401, "", ""), good("{}")]).await;
-    trial1.get().await.unwrap();
-    let requests = trial1.requests.lock().unwrap().clone();
-    assert!(requests[0].contains("Bearer token-0") && requests[1].contains("Bearer token-1"));
-
-    let trial2 =
-        trial(vec![refusal(401, "REQ_ID: r7\r\n", "<title>no</title>"), refusal(401, "REQ_ID: r8\r\n", "")]).await;
-    match trial2.get().await {
-        Err(RequestError::Unauthorized { request_id, .. }) => assert_eq!(request_id.as_deref(), Some("r8")),
+async fn a_refused_token_is_renewed_twice_and_not_again() {
+    for refused in [1, 2] {
+        let mut steps: Vec<Step> = (0..refused).map(|_| refusal(401, "", "")).collect();
+        steps.push(good("{}"));
+        let trial = trial(steps).await;
+        trial.get().await.unwrap();
+        let requests = trial.requests.lock().unwrap().clone();
+        for (number, request) in requests.iter().enumerate() {
+            assert!(request.contains(&format!("Bearer token-{number}")), "{request}");
+        }
+        assert_eq!(requests.len(), refused + 1);
+    }
+    let trial = trial(vec![
+        refusal(401, "REQ_ID: r7\r\n", "<title>no</title>"),
+        refusal(401, "REQ_ID: r8\r\n", ""),
+        refusal(401, "REQ_ID: r9\r\n", ""),
+    ])
+    .await;
+    match trial.get().await {
+        Err(RequestError::Unauthorized { request_id, .. }) => assert_eq!(request_id.as_deref(), Some("r9")),
         other => panic!("{other:?}"),
     }
-    assert_eq!(trial2.request_count(), 2);
+    assert_eq!(trial.request_count(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_revoked_twice_during_one_page_costs_no_row() {
+    let body = page(100);
+    let cut = announce(200, "", body.len(), &body.as_bytes()[..body.len() / 2]);
+    let trial = trial(vec![refusal(401, "", ""), Step::Send(cut), refusal(401, "", ""), good(&body)]).await;
+    let sink = Arc::new(Mutex::new(Rows::default()));
+    trial.read_page(&sink).await.unwrap();
+    assert_eq!(seen(&sink), (100, 1));
+    assert!(trial.requests.lock().unwrap()[3].contains("Bearer token-2"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -500,6 +521,56 @@ async fn file_bytes_stream_to_the_sink_and_start_over_after_a_cut() {
     let sink = sink.lock().unwrap();
     assert!(sink.bytes == file && sink.restarts == 1);
     assert!(trial.requests.lock().unwrap()[0].contains("range: bytes=0-299999"));
+}
+
+impl Trial {
+    /// Downloads into a sink; what it has in the end, and how often it began again.
+    async fn download(&self) -> (Result<(), RequestError>, Vec<u8>, u32) {
+        let sink = Arc::new(Mutex::new(Content::default()));
+        let shared: SharedContentSink = Arc::clone(&sink) as SharedContentSink;
+        let slot = self.client.slot();
+        let done = self.client.download(&slot, "accounts(1)/f/$value", &[], shared, "reading a file", &self.call).await;
+        let sink = std::mem::take(&mut *sink.lock().unwrap());
+        (done.map(drop), sink.bytes, sink.restarts)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_download_shorter_than_the_file_says_is_asked_for_again_but_not_for_ever() {
+    let headers = "x-ms-file-size: 1000\r\nContent-Type: application/octet-stream\r\n";
+    let short = || Step::Send(answer(200, headers, &[7; 600]));
+    let trial1 = trial(vec![short(), short(), Step::Send(answer(200, headers, &[7; 1000]))]).await;
+    let (done, bytes, restarts) = trial1.download().await;
+    done.unwrap();
+    assert_eq!((bytes.len(), restarts), (1000, 2));
+
+    let trial2 = trial(vec![short(), short(), short()]).await;
+    match trial2.download().await.0 {
+        Err(RequestError::Exhausted { tries: 3, last, .. }) => {
+            assert!(last.contains("600 bytes came of a file of 1000"), "{last}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_web_page_in_place_of_a_file_is_asked_for_again_and_a_file_that_is_a_web_page_is_taken() {
+    let html = b"<html><title>We are sorry</title></html>";
+    let page = |headers: &str| Step::Send(answer(200, &format!("Content-Type: text/html\r\n{headers}"), html));
+    let trial1 = trial(vec![page(""), Step::Send(answer(200, "Content-Type: image/png\r\n", &[7; 50]))]).await;
+    let (done, bytes, _) = trial1.download().await;
+    done.unwrap();
+    assert_eq!(bytes, [7; 50]);
+
+    let trial2 = trial(vec![page(""), page(""), page("")]).await;
+    let (done, bytes, _) = trial2.download().await;
+    assert!(matches!(done, Err(RequestError::Exhausted { tries: 3, .. })), "{done:?}");
+    assert!(bytes.is_empty(), "a gateway's page reached the sink");
+
+    let trial3 = trial(vec![page(&format!("x-ms-file-size: {}\r\n", html.len()))]).await;
+    let (done, bytes, _) = trial3.download().await;
+    done.unwrap();
+    assert_eq!(bytes, html);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -115,32 +115,15 @@ pub(crate) async fn next_state(
             next.extend(before.iter().filter(|file| file.table == table.table).cloned());
             continue;
         };
-        let full = done.progress.mode == dynavault_model::TableMode::Full;
         let kinds = [
             ("rows", &done.progress.base, &done.progress.run_files),
             ("content", &done.progress.base_content, &done.progress.content_files),
         ];
         for (kind, base, runs) in kinds {
-            let mut files: Vec<StateFile> = match base {
-                Some(names) => names
-                    .iter()
-                    .map(|name| StateFile {
-                        table: table.table.clone(),
-                        kind: kind.into(),
-                        file: name.clone(),
-                        entries: 0,
-                    })
-                    .collect(),
-                None if full => Vec::new(),
-                // Without the state before, what is known now is not the whole table: better to know nothing.
-                None => continue,
-            };
-            files.extend(runs.iter().map(|name| StateFile {
-                table: table.table.clone(),
-                kind: kind.into(),
-                file: name.clone(),
-                entries: 0,
-            }));
+            let names = base.iter().flatten().chain(runs);
+            let mut files: Vec<StateFile> = names
+                .map(|name| StateFile { table: table.table.clone(), kind: kind.into(), file: name.clone(), entries: 0 })
+                .collect();
             if files.len() > state::FILES_MAX {
                 let name = format!("{}.state", SegmentId::new(clock));
                 let from: Vec<PathBuf> = files.iter().map(|file| folder.join(&file.file)).collect();

@@ -66,6 +66,8 @@ pub struct BackupOptions {
     pub selected: Option<TableFilter>,
     /// Read everything again and store what differs.
     pub full: bool,
+    /// Read everything again and store all of it, whatever the vault has.
+    pub rebase: bool,
     /// Capture the bytes of files, images and attachments.
     pub files: bool,
     /// Memory.
@@ -125,14 +127,15 @@ impl EnvironmentRun {
         self.parts.observer.event(TableEvent::Notice { table: None, message });
     }
 
-    /// What a backup would do, without reading a row.
+    /// What a backup would do, without reading a row and without changing what this host remembers.
     pub async fn plan(&self) -> Result<Vec<TablePlan>, PipelineError> {
         self.parts.source.identity(&self.call()).await?;
-        let prior = self.prior().await?;
+        let prior = self.prior_to_plan_with().await?;
         let listings = self.parts.source.discover(&self.call()).await?;
         let schemas: Vec<TableSchema> = listings.iter().filter_map(|listing| listing.schema.clone().ok()).collect();
         let rows = self.approximate_rows(&schemas).await;
         let before = mode::prior_tables(prior.manifest.as_ref());
+        let damaged = self.damaged_segments().await?;
         let mut plans = Vec::new();
         for listing in listings {
             let table = listing.table.name;
@@ -143,6 +146,7 @@ impl EnvironmentRun {
                     let prior_table = before.get(table.as_str()).copied();
                     let prior_schema = self.prior_schema(prior_table).await;
                     let state = self.state_paths(&table, &prior.state).is_some() || self.parts.vault.can_read();
+                    let unusable = self.unusable(prior_table, &damaged).await;
                     let schema = self.without_files(schema);
                     Ok(mode::decide(
                         &schema,
@@ -150,6 +154,7 @@ impl EnvironmentRun {
                             prior: prior_table,
                             prior_schema: prior_schema.as_ref(),
                             state,
+                            unusable: unusable.as_deref(),
                             full: self.options.full,
                         },
                     ))
@@ -211,6 +216,7 @@ impl EnvironmentRun {
                 }
             }
         }
+        let damaged = self.damaged_segments().await?;
         let mut jobs = Vec::new();
         let mut ended =
             Ended { captured: HashMap::new(), failed: HashMap::new(), refused: Vec::new(), tallies: HashMap::new() };
@@ -235,15 +241,24 @@ impl EnvironmentRun {
                 }
             };
             let prior_table = before.get(name.as_str()).copied();
-            let base = self.base(prior_table, &prior.state).await?;
+            let unusable = self.unusable(prior_table, &damaged).await;
+            let base = match &unusable {
+                Some(_) => None,
+                None => self.base(prior_table, &prior.state).await?,
+            };
             let prior_schema = self.prior_schema(prior_table).await;
             let known = Known {
                 prior: prior_table,
                 prior_schema: prior_schema.as_ref(),
                 state: base.is_some(),
+                unusable: unusable.as_deref(),
                 full: self.options.full,
             };
             let planned = mode::decide(&schema, &known);
+            if unusable.is_some() && !self.options.rebase {
+                let message = planned.reason.clone().unwrap_or_default();
+                self.parts.observer.event(TableEvent::Notice { table: Some(name.clone()), message });
+            }
             let tally = Tally::child(&self.parts.tally);
             ended.tallies.insert(name.clone(), Arc::clone(&tally));
             jobs.push(TableJob {

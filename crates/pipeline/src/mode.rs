@@ -29,6 +29,8 @@ pub(crate) struct Known<'a> {
     pub(crate) prior_schema: Option<&'a TableSchema>,
     /// Whether the rows of the snapshot before can be compared with.
     pub(crate) state: bool,
+    /// Why nothing may be built upon what the snapshot before has.
+    pub(crate) unusable: Option<&'a str>,
     /// The operator asked for everything to be read again.
     pub(crate) full: bool,
 }
@@ -38,15 +40,15 @@ pub(crate) fn decide(schema: &TableSchema, known: &Known<'_>) -> PlannedMode {
     let Some(prior) = known.prior else {
         return PlannedMode { mode: TableMode::Full, reason: None };
     };
-    let compare = |reason: &str| {
-        if known.state {
-            PlannedMode { mode: TableMode::Sweep, reason: Some(reason.into()) }
-        } else {
-            let reason =
-                format!("{reason}; the rows of the snapshot before cannot be compared with here, so all are stored");
-            PlannedMode { mode: TableMode::Full, reason: Some(reason) }
-        }
-    };
+    if let Some(why) = known.unusable {
+        return PlannedMode { mode: TableMode::Full, reason: Some(format!("{why}; everything is stored again")) };
+    }
+    if !known.state {
+        // Rows could be added to those of the snapshot before, but nobody could count what the sum is.
+        let reason = "the rows of the snapshot before are not known here, so all are stored again".to_string();
+        return PlannedMode { mode: TableMode::Full, reason: Some(reason) };
+    }
+    let compare = |reason: &str| PlannedMode { mode: TableMode::Sweep, reason: Some(reason.into()) };
     if known.full {
         return compare("a full read was asked for");
     }
@@ -101,28 +103,50 @@ pub(crate) fn drift(before: Option<&TableSchema>, new_table: bool, now: &TableSc
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_table_with_refused_rows_is_compared_in_full_by_the_next_run() {
-        let schema: TableSchema = serde_json::from_value(serde_json::json!({
+    fn schema() -> TableSchema {
+        serde_json::from_value(serde_json::json!({
             "table": {"platform": "ce", "name": "account"}, "entity_set": "accounts", "key": ["accountid"],
             "columns": [], "content": [], "tracked": true, "page_rows_max": 5000, "definition": null
         }))
-        .unwrap();
-        let prior = |refused: u64| -> TableManifest {
-            serde_json::from_value(serde_json::json!({
-                "table": "account", "entity_set": "accounts", "key": ["accountid"], "mode": "full",
-                "status": "succeeded", "captured_by": "01ARZ3NDEKTSV4RRFFQ69G5FAV", "schema": "", "segments": [],
-                "live_rows": 1, "coverage": {"expected": null, "captured": 1, "refused": refused, "reason": null},
-                "delta": {"link": "l", "time": "2026-01-01T00:00:00Z"},
-                "window": {"first_read": "2026-01-01T00:00:00Z", "last_read": "2026-01-01T00:00:00Z", "skew_seconds": null}
-            }))
-            .unwrap()
-        };
+        .unwrap()
+    }
+
+    fn prior(refused: u64) -> TableManifest {
+        serde_json::from_value(serde_json::json!({
+            "table": "account", "entity_set": "accounts", "key": ["accountid"], "mode": "full",
+            "status": "succeeded", "captured_by": "01ARZ3NDEKTSV4RRFFQ69G5FAV", "schema": "", "segments": [],
+            "live_rows": 1, "coverage": {"expected": null, "captured": 1, "refused": refused, "reason": null},
+            "delta": {"link": "l", "time": "2026-01-01T00:00:00Z"},
+            "window": {"first_read": "2026-01-01T00:00:00Z", "last_read": "2026-01-01T00:00:00Z", "skew_seconds": null}
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_table_with_refused_rows_is_compared_in_full_by_the_next_run() {
+        let schema = schema();
         let mode = |refused: u64| {
             let prior = prior(refused);
-            decide(&schema, &Known { prior: Some(&prior), prior_schema: Some(&schema), state: true, full: false }).mode
+            let (prior, prior_schema) = (Some(&prior), Some(&schema));
+            decide(&schema, &Known { prior, prior_schema, state: true, unusable: None, full: false }).mode
         };
         assert_eq!(mode(0), TableMode::Delta);
         assert_eq!(mode(3), TableMode::Sweep);
+    }
+
+    #[test]
+    fn nothing_is_built_upon_rows_that_are_not_known_or_not_whole() {
+        let (schema, prior) = (schema(), prior(0));
+        let decided = |state: bool, unusable: Option<&str>, full: bool| {
+            let (prior, prior_schema) = (Some(&prior), Some(&schema));
+            decide(&schema, &Known { prior, prior_schema, state, unusable, full })
+        };
+        for full in [false, true] {
+            assert_eq!(decided(false, None, full).mode, TableMode::Full);
+            let planned = decided(true, Some("a segment is missing"), full);
+            assert_eq!(planned.mode, TableMode::Full);
+            assert!(planned.reason.unwrap().starts_with("a segment is missing; "));
+        }
+        assert_eq!(decided(true, None, true).mode, TableMode::Sweep);
     }
 }

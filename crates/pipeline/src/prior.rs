@@ -3,8 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use dynavault_catalog::{Draft, StateFile};
-use dynavault_model::{EnvironmentIdentity, SnapshotId, TableSchema};
+use dynavault_catalog::{Committed, Draft, KnownVault, StateFile};
+use dynavault_model::{EnvironmentIdentity, SegmentId, SnapshotId, TableSchema};
 use dynavault_vault::{Manifest, Previous, SegmentInfo, TableManifest, TableReader};
 use jiff::SignedDuration;
 use tokio::runtime::Handle;
@@ -18,23 +18,67 @@ use crate::table_run::blocking;
 /// Age after which an unfinished snapshot is not gone on with: its first tables would be too far from its last.
 const DRAFT_AGE_MAX: SignedDuration = SignedDuration::from_hours(24);
 
+/// The newest snapshot that the catalog knows: id, hash of its manifest object, the manifest as JSON.
+type KnownSnapshot = (SnapshotId, String, Option<String>);
+
+/// What this host remembers and the vault does not have, with the sentence that tells the operator.
+enum Forget {
+    /// Snapshots, tokens, state files, the draft.
+    Everything(String),
+    Draft(String),
+}
+
 impl EnvironmentRun {
     /// What the catalog remembers is built upon only if the vault has it. The configuration may name another vault by now, or
     /// the vault may have lost something; a delta or half a table on top of what is not there could not be restored. A host
-    /// that may only write cannot look.
+    /// that may only write cannot look, but it notices that the vault has another address.
     pub(crate) async fn forget_what_is_not_there(&self) -> Result<(), PipelineError> {
+        let (environment, catalog) = (&self.options.environment, &self.parts.catalog);
+        let here = self.vault_here().await;
+        match self.what_to_forget(&here).await? {
+            Some(Forget::Everything(notice)) => {
+                self.notice(notice);
+                catalog.forget_environment(environment).await?;
+            }
+            Some(Forget::Draft(notice)) => {
+                self.notice(notice);
+                catalog.drop_draft(environment).await?;
+            }
+            None => {}
+        }
+        catalog.remember_vault(environment, here).await?;
+        Ok(())
+    }
+
+    async fn vault_here(&self) -> KnownVault {
+        let vault = &self.parts.vault;
+        let description = vault.description().await.ok().flatten();
+        KnownVault { address: vault.store().describe(), id: description.map(|description| description.vault) }
+    }
+
+    async fn what_to_forget(&self, here: &KnownVault) -> Result<Option<Forget>, PipelineError> {
         let (environment, catalog, vault) = (&self.options.environment, &self.parts.catalog, &self.parts.vault);
-        let Ok(listed) = vault.snapshots(environment).await else { return Ok(()) };
-        if let Some((known, ..)) = catalog.newest_snapshot(environment).await?
+        let (known, draft) = (catalog.newest_snapshot(environment).await?, catalog.draft(environment).await?);
+        if known.is_none() && draft.is_none() {
+            return Ok(None);
+        }
+        if let Some(before) = catalog.known_vault(environment).await?
+            && before.differs_from(here)
+        {
+            return Ok(Some(Forget::Everything(format!(
+                "the vault ({}) is not the one that this host wrote to ({}); what it remembers of that one is not built upon",
+                here.address, before.address
+            ))));
+        }
+        let Ok(listed) = vault.snapshots(environment).await else { return Ok(None) };
+        if let Some((known, ..)) = known
             && !listed.iter().any(|object| object.id == known)
         {
-            self.notice(format!(
+            return Ok(Some(Forget::Everything(format!(
                 "the vault does not have snapshot {known}, which this host remembers; going on from what the vault has"
-            ));
-            catalog.forget_environment(environment).await?;
-            return Ok(());
+            ))));
         }
-        let Some(draft) = catalog.draft(environment).await? else { return Ok(()) };
+        let Some(draft) = draft else { return Ok(None) };
         let mut newest: HashMap<&str, SegmentInfo> = HashMap::new();
         for segment in &draft.segments {
             if let Ok(info) = serde_json::from_str(&segment.info) {
@@ -43,15 +87,35 @@ impl EnvironmentRun {
         }
         for (table, info) in newest {
             if matches!(vault.has_segment(environment, table, &info).await, Ok(false)) {
-                self.notice(format!(
+                return Ok(Some(Forget::Draft(format!(
                     "the vault does not have the segments of snapshot {}, which run {} began; beginning again",
                     draft.snapshot, draft.run
-                ));
-                catalog.drop_draft(environment).await?;
-                return Ok(());
+                ))));
             }
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Segments that a check on this host found damaged.
+    pub(crate) async fn damaged_segments(&self) -> Result<HashSet<SegmentId>, PipelineError> {
+        Ok(self.parts.catalog.damaged_segments(&self.options.environment).await?.into_iter().collect())
+    }
+
+    /// Why a table must not be built upon what the snapshot before has of it, if there is a reason. What a listing shows is
+    /// looked for by full runs only: it costs a request per thousand objects of each table.
+    pub(crate) async fn unusable(&self, prior: Option<&TableManifest>, damaged: &HashSet<SegmentId>) -> Option<String> {
+        let prior = prior?;
+        if self.options.rebase {
+            return Some("a rebase was asked for".into());
+        }
+        if let Some(info) = prior.segments.iter().find(|info| damaged.contains(&info.id)) {
+            return Some(format!("segment {} of the snapshot before was found damaged by `verify`", info.id));
+        }
+        if !self.options.full {
+            return None;
+        }
+        // A host that may only write cannot look.
+        self.parts.vault.find_damage(&self.options.environment, prior).await.ok().flatten()
     }
 
     /// A commit that a crash broke off is completed first: its manifest may be in the vault already.
@@ -64,10 +128,39 @@ impl EnvironmentRun {
         Ok(())
     }
 
-    /// The snapshot to go on from: the newest of the vault where that can be read, else the newest of the catalog.
+    /// The snapshot to go on from; what the vault has and the catalog does not is recorded.
     pub(crate) async fn prior(&self) -> Result<Prior, PipelineError> {
-        let (environment, catalog, vault) = (&self.options.environment, &self.parts.catalog, &self.parts.vault);
+        let (environment, catalog) = (&self.options.environment, &self.parts.catalog);
         let known = catalog.newest_snapshot(environment).await?;
+        let (prior, found) = self.find_prior(known).await?;
+        if let Some(committed) = found {
+            self.notice(format!("took over snapshot {} from the vault", committed.snapshot));
+            // State files belong to the snapshot the catalog knew; they are made again from the vault.
+            for table in &committed.tables {
+                for kind in ["rows", "content"] {
+                    catalog.replace_state_files(environment, &table.table, kind, Vec::new()).await?;
+                }
+            }
+            catalog.adopt_snapshot(environment, committed).await?;
+        }
+        Ok(prior)
+    }
+
+    /// What [`Self::prior`] would give after [`Self::forget_what_is_not_there`], with nothing forgotten and nothing recorded.
+    pub(crate) async fn prior_to_plan_with(&self) -> Result<Prior, PipelineError> {
+        let known = match self.what_to_forget(&self.vault_here().await).await? {
+            Some(Forget::Everything(notice)) => {
+                self.notice(notice);
+                None
+            }
+            _ => self.parts.catalog.newest_snapshot(&self.options.environment).await?,
+        };
+        Ok(self.find_prior(known).await?.0)
+    }
+
+    /// The newest snapshot of the vault where that can be read, else the one that is `known`; and what the catalog should record.
+    async fn find_prior(&self, known: Option<KnownSnapshot>) -> Result<(Prior, Option<Committed>), PipelineError> {
+        let (environment, catalog, vault) = (&self.options.environment, &self.parts.catalog, &self.parts.vault);
         // A host that may only write can neither list nor read; then the catalog is what there is.
         let listed = vault.snapshots(environment).await.unwrap_or_default();
         if let Some(newest) = listed.last()
@@ -76,14 +169,8 @@ impl EnvironmentRun {
             match vault.manifest(environment, newest).await {
                 Ok((manifest, sha256)) => {
                     let committed = commit::committed(&manifest, newest.encrypted, &sha256);
-                    catalog.adopt_snapshot(environment, committed).await?;
-                    // State files belong to the snapshot the catalog knew; they are made again from the vault.
-                    for table in &manifest.tables {
-                        for kind in ["rows", "content"] {
-                            catalog.replace_state_files(environment, &table.table, kind, Vec::new()).await?;
-                        }
-                    }
-                    self.notice(format!("took over snapshot {} from the vault", manifest.snapshot));
+                    let previous = Some(Previous { snapshot: manifest.snapshot, sha256 });
+                    return Ok((Prior { manifest: Some(manifest), previous, state: Vec::new() }, Some(committed)));
                 }
                 Err(dynavault_vault::VaultError::NoKey { .. }) => self.notice(format!(
                     "snapshot {} was made elsewhere and cannot be read here; going on from what this host knows",
@@ -92,12 +179,12 @@ impl EnvironmentRun {
                 Err(error) => return Err(error.into()),
             }
         }
-        let Some((snapshot, sha256, manifest)) = catalog.newest_snapshot(environment).await? else {
-            return Ok(Prior { manifest: None, previous: None, state: Vec::new() });
+        let Some((snapshot, sha256, manifest)) = known else {
+            return Ok((Prior { manifest: None, previous: None, state: Vec::new() }, None));
         };
         let manifest = manifest.and_then(|json| serde_json::from_str(&json).ok());
         let state = catalog.state_files(environment).await?;
-        Ok(Prior { manifest, previous: Some(Previous { snapshot, sha256 }), state })
+        Ok((Prior { manifest, previous: Some(Previous { snapshot, sha256 }), state }, None))
     }
 
     pub(crate) fn same_organization(

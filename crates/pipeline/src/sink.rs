@@ -14,7 +14,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dynavault_model::{Clock, ContentItem, Deletion, Member, Row, RowId, RowSink, Scan, Stopped, TableSchema, Tally};
+use dynavault_model::{
+    Clock, ContentColumn, ContentItem, ContentKind, Deletion, Member, Row, RowId, RowSink, Scan, Stopped, TableSchema,
+    Tally,
+};
 use dynavault_vault::{SegmentInfo, SegmentKind, SegmentWriter, VaultWriter, version_hash};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -280,6 +283,7 @@ impl TableSink {
                     .and_then(|member| row.get(member))
                     .filter(|name| *name != b"null")
                     .map(|name| String::from_utf8_lossy(name).into_owned()),
+                bytes: body_bytes(column, row),
             };
             let mut line = serde_json::to_vec(&item).unwrap_or_default();
             line.push(b'\n');
@@ -351,6 +355,12 @@ impl TableSink {
             Stopped
         })
     }
+}
+
+/// Size of a body as its row tells: what says that there is one is its length in bytes (`dataverse` protocol, section 7.3).
+fn body_bytes(column: &ContentColumn, row: &Row<'_>) -> Option<u64> {
+    let told = row.get(&column.presence_member).filter(|_| column.kind == ContentKind::Base64Body)?;
+    serde_json::from_slice(told).ok()
 }
 
 /// Id of a piece of content: of the pair of the row's key and the column.

@@ -102,6 +102,8 @@ pub(crate) struct TableRun<'a> {
     pub(crate) segments: Vec<SegmentInfo>,
     pub(crate) phase: Phase,
     link: Option<String>,
+    /// An interrupted run left something that cannot be gone on from.
+    stale: bool,
 }
 
 /// Runs blocking work and unpacks its result.
@@ -125,7 +127,8 @@ impl<'a> TableRun<'a> {
         let schema = Arc::clone(&job.schema);
         let progress = Progress::new(job.mode, &schema, shared.clock.now());
         let resume = job.resume.take();
-        let mut run = Self { shared, job, schema, progress, segments: Vec::new(), phase: Phase::Rows, link: None };
+        let (phase, stale) = (Phase::Rows, resume.is_some());
+        let mut run = Self { shared, job, schema, progress, segments: Vec::new(), phase, link: None, stale };
         if let Some(reason) = run.job.reason.take() {
             run.progress.reasons.push(reason);
         }
@@ -140,6 +143,7 @@ impl<'a> TableRun<'a> {
             run.segments = segments;
             run.phase = checkpoint.phase;
             run.link = checkpoint.link;
+            run.stale = false;
         }
         run
     }
@@ -180,6 +184,10 @@ impl<'a> TableRun<'a> {
 
     /// Reads the table to its end. An error ends the whole run; what is durable stays for the next one.
     pub(crate) async fn run(mut self) -> Result<TableEnd, PipelineError> {
+        if self.stale {
+            // Its segments must not be taken for ours, should this run be interrupted as well.
+            self.shared.catalog.reset_table(&self.shared.environment, &self.schema.table.name).await?;
+        }
         let mut restarts = 0;
         while self.phase == Phase::Rows {
             let mode = self.progress.mode;
@@ -565,16 +573,16 @@ impl<'a> TableRun<'a> {
         let run_files: Vec<PathBuf> = self.progress.run_files.iter().map(|name| self.path(name)).collect();
         let base: Option<Vec<PathBuf>> =
             self.progress.base.as_ref().map(|names| names.iter().map(|name| self.path(name)).collect());
-        let full = self.progress.mode == TableMode::Full;
-        let before = if full { 0 } else { self.job.prior.as_ref().map_or(0, |prior| prior.live_rows) };
+        // What is read in full is compared with nothing; everything else has a state to be compared with.
+        let prior = self.job.prior.as_ref().filter(|_| base.is_some());
+        let before = prior.map_or(0, |prior| prior.live_rows);
         let counts = blocking(move || {
             let base = base.map(|paths| State::open(&paths)).transpose()?;
             let mut counts = Counts::default();
             state::merge(&run_files, |id, hash| {
                 let known = match &base {
                     Some(base) => base.hash(id)?.is_some(),
-                    // Without state a delta cannot tell new from changed.
-                    None => !full,
+                    None => false,
                 };
                 match (hash, known) {
                     (GONE, true) => counts.deleted += 1,

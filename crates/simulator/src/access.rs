@@ -1,11 +1,26 @@
-//! Who may read what, and which tokens and links still count.
+//! Who may read and write what, and which tokens and links still count.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::answer::Refusal;
 use crate::dataset::user_id;
 use crate::dice::named_guid;
+use crate::guid::Guid;
 use crate::schema::{Storage, TableDef, Unreadable, schema_name};
+
+/// Sets `createdon` at creation (dataverse 6.6).
+pub(crate) const OVERRIDE_CREATED_ON: &str = "prvOverrideCreatedOnCreatedBy";
+/// Acts for another user (dataverse 6.6).
+pub(crate) const ACT_ON_BEHALF: &str = "prvActOnBehalfOfAnotherUser";
+/// Leaves synchronous custom logic out (dataverse 6.10).
+pub(crate) const BYPASS_PLUGINS: &str = "prvBypassCustomPlugins";
+/// Leaves custom logic out (dataverse 6.10).
+pub(crate) const BYPASS_LOGIC: &str = "prvBypassCustomBusinessLogic";
+/// Privileges that belong to no table.
+pub(crate) const GLOBAL_PRIVILEGES: [&str; 4] =
+    [OVERRIDE_CREATED_ON, ACT_ON_BEHALF, BYPASS_PLUGINS, BYPASS_LOGIC];
+/// What can be done to a table, as the names of privileges say it (dataverse 9.4).
+pub(crate) const ACTIONS: [&str; 8] = ["Create", "Read", "Write", "Delete", "Append", "AppendTo", "Assign", "Share"];
 
 /// The switches of a running simulator; a request works with the value it started with.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +37,26 @@ pub(crate) struct Controls {
     pub(crate) stamp_floor: u64,
     /// Days a delta token lives.
     pub(crate) expiry_days: u32,
+    /// Privileges taken from all callers, by name.
+    pub(crate) missing: BTreeSet<String>,
+    /// Privileges that single users lack; they count when somebody acts for that user.
+    pub(crate) missing_of: BTreeMap<Guid, BTreeSet<String>>,
+    /// Users without any role.
+    pub(crate) without_roles: BTreeSet<Guid>,
+    /// Tables whose optimistic concurrency was switched the other way (dataverse 6.13).
+    pub(crate) concurrency: BTreeMap<String, bool>,
+}
+
+/// The name of a privilege: activities share theirs, and parts of other rows have those of their parent.
+pub(crate) fn privilege(action: &str, def: &TableDef) -> String {
+    let name = match def.name.as_str() {
+        _ if def.activity => "Activity".to_owned(),
+        "activityparty" | "activitymimeattachment" => "Activity".to_owned(),
+        "customeraddress" => "Account".to_owned(),
+        "annotation" => "Note".to_owned(),
+        name => schema_name(name),
+    };
+    format!("prv{action}{name}")
 }
 
 impl Controls {
@@ -47,7 +82,7 @@ impl Controls {
                 "0x80040800",
                 format!("The 'RetrieveMultiple' method does not support entities of type '{}'.", def.name),
             )),
-            Some(Unreadable::NoPrivilege) => Err(no_privilege(def, user)),
+            Some(Unreadable::NoPrivilege) => Err(no_privilege(&privilege("Read", def), Some(def), user_id(user))),
             Some(Unreadable::NotOrganizationWide) | None => Ok(()),
         }
     }
@@ -55,7 +90,7 @@ impl Controls {
     /// Tracked reads need the privilege for the whole organization (dataverse 4.3).
     pub(crate) fn check_organization_read(&self, def: &TableDef, user: usize) -> Result<(), Refusal> {
         if self.restriction(def) == Some(Unreadable::NotOrganizationWide) {
-            Err(no_privilege(def, user))
+            Err(no_privilege(&privilege("Read", def), Some(def), user_id(user)))
         } else {
             Ok(())
         }
@@ -65,16 +100,29 @@ impl Controls {
     pub(crate) fn is_readable(&self, def: &TableDef) -> bool {
         def.set.is_some() && self.check_read(def, 0).is_ok()
     }
+
+    /// Whether a user who acts, and the one who signed in, have a privilege: the intersection counts (dataverse 6.6).
+    pub(crate) fn has(&self, privilege: &str, acting: Guid) -> bool {
+        !self.missing.contains(privilege)
+            && !self.missing_of.get(&acting).is_some_and(|missing| missing.contains(privilege))
+    }
+
+    /// Whether `If-Match` with an etag works on a table (dataverse 6.13).
+    pub(crate) fn has_concurrency(&self, def: &TableDef) -> bool {
+        let built_in = def.concurrency && def.storage != Storage::Virtual && !def.is_intersect();
+        self.concurrency.get(&def.name).copied().unwrap_or(built_in)
+    }
 }
 
-fn no_privilege(def: &TableDef, user: usize) -> Refusal {
-    let privilege = format!("prvRead{}", schema_name(&def.name));
+/// The refusal of dataverse 9.3; the name of the privilege sits in the text alone.
+pub(crate) fn no_privilege(privilege: &str, def: Option<&TableDef>, user: Guid) -> Refusal {
+    let about = def.map_or_else(
+        || " on OTC=0".to_owned(),
+        |def| format!(" on OTC={} for entity '{}'", def.type_code, def.name),
+    );
     let message = format!(
-        "Principal user (Id={}, type=8, roleCount=1, privilegeCount=611, accessMode=4 Non-interactive) is missing {privilege} privilege (Id={}) on OTC={} for entity '{}'.",
-        user_id(user),
-        named_guid(&privilege),
-        def.type_code,
-        def.name,
+        "Principal user (Id={user}, type=8, roleCount=1, privilegeCount=611, accessMode=4 Non-interactive) is missing {privilege} privilege (Id={}){about}.",
+        named_guid(privilege),
     );
     Refusal::new(403, "0x80040220", message)
 }

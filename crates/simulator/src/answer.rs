@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::query::Prefer;
+
 /// A refusal in the shape of dataverse 1.5.
 #[derive(Debug, Clone)]
 pub(crate) struct Refusal {
@@ -9,11 +11,29 @@ pub(crate) struct Refusal {
     pub(crate) code: &'static str,
     pub(crate) message: String,
     pub(crate) headers: Vec<(&'static str, String)>,
+    /// Annotations of the error, for clients that ask for them (dataverse 1.5).
+    pub(crate) details: Vec<(&'static str, String)>,
+    /// The message alone, without JSON around it.
+    pub(crate) plain: bool,
 }
+
+/// What stands before the name of an annotation of an error (dataverse 1.5).
+const ERROR_ANNOTATION: &str = "Microsoft.PowerApps.CDS.";
 
 impl Refusal {
     pub(crate) fn new(status: u16, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), headers: Vec::new() }
+        Self { status, code, message: message.into(), headers: Vec::new(), details: Vec::new(), plain: false }
+    }
+
+    /// A plain text instead of an error body (dataverse 6.11).
+    pub(crate) fn plain(status: u16, message: impl Into<String>) -> Self {
+        Self { plain: true, ..Self::new(status, "", message) }
+    }
+
+    /// Leaves out the annotations a client did not ask for.
+    pub(crate) fn for_client(mut self, prefer: &Prefer) -> Self {
+        self.details.retain(|(name, _)| prefer.wants(&format!("{ERROR_ANNOTATION}{name}")));
+        self
     }
 
     /// A wrong entity set name, or its wrong case (dataverse 1.5).
@@ -58,8 +78,18 @@ impl Refusal {
     }
 
     pub(crate) fn into_answer(self) -> Answer {
+        if self.plain {
+            return Answer { status: self.status, headers: self.headers, ..Answer::text(self.message) };
+        }
         let mut body = format!("{{\"error\":{{\"code\":\"{}\",\"message\":", self.code);
         write_json_text(&self.message, &mut body);
+        for (name, value) in &self.details {
+            body.push_str(",\"@");
+            body.push_str(ERROR_ANNOTATION);
+            body.push_str(name);
+            body.push_str("\":");
+            write_json_text(value, &mut body);
+        }
         body.push_str("}}");
         Answer { status: self.status, headers: self.headers, ..Answer::json(body) }
     }

@@ -17,11 +17,16 @@ pub(crate) const BIG: &str = "new_big";
 pub(crate) const POINTER: &str = "activitypointer";
 /// Columns shared by all activities, in the order of `activitypointer`.
 pub(crate) const ACTIVITY_COLUMNS: &str = "subject:s400* description:memo1048576 regardingobjectid:=>account|contact|lead|opportunity|incident \
-    scheduledstart:dt scheduledend:dt actualdurationminutes:int isbilled:bool prioritycode:opt(0,1,2) statecode:state(0,1,2) statuscode:status(1,2,3)";
+    scheduledstart:dt scheduledend:dt actualdurationminutes:int isbilled:bool prioritycode:opt(0,1,2) statecode:state(0,1,2) statuscode:status(1@0,2@1,3@2)";
 
-/// Id of the only row of `organization`.
-pub(crate) fn organization_id() -> Guid {
-    named_guid("organization")
+/// Id of the only row of `organization`; other environments have others.
+pub(crate) fn organization_id(environment: u64) -> Guid {
+    named_guid(&in_environment("organization", environment))
+}
+
+/// The name of something that every environment has for itself.
+pub(crate) fn in_environment(name: &str, environment: u64) -> String {
+    if environment == 0 { name.to_owned() } else { format!("{name} of environment {environment}") }
 }
 
 fn owned(name: &str, set: &str, columns: &str) -> TableDef {
@@ -52,6 +57,8 @@ fn activity(name: &str, set: &str, columns: &str) -> TableDef {
 fn link(name: &str, set: &str, relationship: &str, first: (&str, &str), second: (&str, &str)) -> TableDef {
     let mut table = TableDef::new(name, Some(set), &format!("{name}id"));
     table.add(&format!("{}:guid^ {}:guid^", first.1, second.1));
+    // Links are made and cut; their own ids cannot be chosen (dataverse 2.2).
+    table.columns[0].writable = false;
     // Link rows carry ids and a version only (dataverse 6.3).
     table.add_common(Ownership::None);
     table.ends = Some(Ends {
@@ -98,21 +105,21 @@ fn platform() -> Vec<TableDef> {
     let mut user = shared(
         "systemuser",
         "systemusers",
-        "fullname:s200*^ firstname:s256 lastname:s256 domainname:s1024 internalemailaddress:email businessunitid:->businessunit \
+        "fullname:s200*^ firstname:s256 lastname:s256 domainname:s1024 internalemailaddress:email businessunitid:->businessunit! \
          parentsystemuserid:->systemuser isdisabled:bool accessmode:opt(0,1,4) applicationid:guid azureactivedirectoryobjectid:guid entityimage:image",
     );
     user.fixed = true;
     let mut team = shared(
         "team",
         "teams",
-        "name:s160* description:memo2000 teamtype:opt(0,1,2) isdefault:bool businessunitid:->businessunit administratorid:->systemuser emailaddress:email",
+        "name:s160* description:memo2000 teamtype:opt(0,1,2) isdefault:bool businessunitid:->businessunit! administratorid:->systemuser emailaddress:email",
     );
     // Owners stay, or rows would be left without one.
     team.fixed = true;
     let mut currency = shared(
         "transactioncurrency",
         "transactioncurrencies",
-        "currencyname:s100* isocurrencycode:s5 currencysymbol:s13 currencyprecision:int statecode:state(0,1) statuscode:status(1,2)",
+        "currencyname:s100* isocurrencycode:s5 currencysymbol:s13 currencyprecision:int statecode:state(0,1) statuscode:status(1@0,2@1)",
     );
     currency.fixed = true;
     // Its own rate, not a copy of another currency's.
@@ -133,41 +140,41 @@ fn customers() -> Vec<TableDef> {
          address1_addressid:guid address1_line1:s250 address1_city:s80 address1_postalcode:s20 address1_country:s80 address1_latitude:dbl address1_longitude:dbl \
          address2_addressid:guid address2_city:s80 lastonholdtime:dt lastusedincampaign:dtdate \
          new_rating:dec10 new_score:dbl new_counter:big new_segments:multi(1,2,5,8,100000000) new_founded:date new_opening:tzi new_taxid:s40$ \
-         new_contract:file entityimage:image statecode:state(0,1) statuscode:status(1,2)",
+         new_contract:file entityimage:image statecode:state(0,1) statuscode:status(1@0,2@1)",
     );
     account.key = Some("accountnumber".to_owned());
     let contact = owned(
         "contact",
         "contacts",
-        "fullname:s160*^ firstname:s50 lastname:s50 salutation:s100 jobtitle:s100 parentcustomerid:=>account|contact emailaddress1:email telephone1:phone mobilephone:phone \
+        "fullname:s160*^ firstname:s50 lastname:s50 salutation:s100 jobtitle:s100 parentcustomerid:=>account|contact& emailaddress1:email telephone1:phone mobilephone:phone \
          birthdate:date anniversary:date gendercode:opt(1,2) familystatuscode:opt(1,2,3,4) creditlimit:money2 donotemail:bool description:memo2000 \
          address1_addressid:guid address1_city:s80 address1_line1:s250 annualincome:money2 numberofchildren:int entityimage:image new_cv:file \
-         statecode:state(0,1) statuscode:status(1,2)",
+         statecode:state(0,1) statuscode:status(1@0,2@1)",
     );
     let lead = owned(
         "lead",
         "leads",
         "subject:s300* fullname:s160^ firstname:s50 lastname:s50 companyname:s100 emailaddress1:email estimatedamount:money2 estimatedclosedate:date \
          leadqualitycode:opt(1,2,3) leadsourcecode:opt(1,2,3,4,5,6,7,8,9,10) parentaccountid:->account parentcontactid:->contact description:memo2000 \
-         statecode:state(0,1,2) statuscode:status(1,2,3,4,5,6,7)",
+         statecode:state(0,1,2) statuscode:status(1@0,2@0,3@1,4@2,5@2,6@2,7@2)",
     );
     let opportunity = owned(
         "opportunity",
         "opportunities",
-        "name:s300* customerid:->account|contact parentaccountid:->account parentcontactid:->contact originatingleadid:->lead pricelevelid:->pricelevel \
+        "name:s300* customerid:=>account|contact!& parentaccountid:->account parentcontactid:->contact originatingleadid:->lead pricelevelid:->pricelevel# \
          estimatedvalue:money4 actualvalue:money4 budgetamount:money2 closeprobability:int estimatedclosedate:date actualclosedate:date description:memo2000 \
-         stepname:s200 statecode:state(0,1,2) statuscode:status(1,2,3,4,5)",
+         stepname:s200 statecode:state(0,1,2) statuscode:status(1@0,2@0,3@1,4@2,5@2)",
     );
     let incident = owned(
         "incident",
         "incidents",
-        "title:s200* ticketnumber:s100 customerid:=>account|contact primarycontactid:->contact productid:->product caseorigincode:opt(1,2,3) \
-         casetypecode:opt(1,2,3) prioritycode:opt(1,2,3) escalatedon:dt followupby:dtdate description:memo2000 statecode:state(0,1,2) statuscode:status(1,2,3,4,5,6)",
+        "title:s200* ticketnumber:s100 customerid:=>account|contact!& primarycontactid:->contact productid:->product caseorigincode:opt(1,2,3) \
+         casetypecode:opt(1,2,3) prioritycode:opt(1,2,3) escalatedon:dt followupby:dtdate description:memo2000 statecode:state(0,1,2) statuscode:status(1@0,2@0,3@0,4@0,5@1,6@2)",
     );
     // No owner of its own: an address belongs to its parent (dataverse 8.1).
     let mut address = TableDef::new("customeraddress", Some("customeraddresses"), "customeraddressid");
     address.add(
-        "name:s200* addressnumber:int parentid:=>account|contact objecttypecode:entityname addresstypecode:opt(1,2,3,4) line1:s250 line2:s250 city:s80 \
+        "name:s200* addressnumber:int parentid:=>account|contact! objecttypecode:entityname^ addresstypecode:opt(1,2,3,4) line1:s250 line2:s250 city:s80 \
          postalcode:s20 country:s80 latitude:dbl longitude:dbl createdon:dt^ createdby:->systemuser^ modifiedon:dt^ modifiedby:->systemuser^",
     );
     address.add_common(Ownership::None);
@@ -176,7 +183,7 @@ fn customers() -> Vec<TableDef> {
 
 fn activities() -> Vec<TableDef> {
     let task = activity("task", "tasks", "percentcomplete:int category:s250");
-    let phonecall = activity("phonecall", "phonecalls", "phonenumber:phone directioncode:bool");
+    let phonecall = activity("phonecall", "phonecalls", "phonenumber:phone directioncode:bool from:party to:party");
     let email = activity(
         "email",
         "emails",
@@ -191,20 +198,20 @@ fn activities() -> Vec<TableDef> {
     // A view over the activities themselves (dataverse 2.8): changes arrive through them.
     pointer.fixed = true;
     let mut party = TableDef::new("activityparty", Some("activityparties"), "activitypartyid");
-    party.add("activityid:=>email|appointment partyid:->account|contact|systemuser|lead participationtypemask:opt(1,2,3,4,5,6,7,8,9) addressused:email effort:dbl ispartydeleted:bool^");
+    party.add("activityid:=>email|appointment|phonecall! partyid:->account|contact|systemuser|lead participationtypemask:opt(1,2,3,4,5,6,7)! addressused:email effort:dbl ispartydeleted:bool^");
     party.add_common(Ownership::None);
     party.tracking = false;
     let mut attachment =
         TableDef::new("activitymimeattachment", Some("activitymimeattachments"), "activitymimeattachmentid");
     attachment.add(
-        "objectid:=>email objecttypecode:entityname subject:s2000 filename:s255* mimetype:s256 filesize:int^ attachmentnumber:int attachmentid:guid body:body",
+        "objectid:=>email objecttypecode:entityname^ subject:s2000 filename:s255* mimetype:s256 filesize:int^ attachmentnumber:int attachmentid:guid body:body",
     );
     attachment.add_common(Ownership::None);
     let note = owned(
         "annotation",
         "annotations",
         "subject:s500* notetext:memo100000 isdocument:bool filename:s255 mimetype:s256 filesize:int^ documentbody:body \
-         objectid:=>account|contact|incident objecttypecode:entityname",
+         objectid:=>account|contact|incident objecttypecode:entityname^",
     );
     vec![task, phonecall, email, appointment, pointer, party, attachment, note]
 }
@@ -226,36 +233,36 @@ fn supporting() -> Vec<TableDef> {
         owned(
             "connection",
             "connections",
-            "name:s500*^ record1id:->account|contact|opportunity record2id:->account|contact|systemuser ismaster:bool effectivestart:dt description:memo2000 \
-             statecode:state(0,1) statuscode:status(1,2)",
+            "name:s500*^ record1id:=>account|contact|opportunity|systemuser! record2id:=>account|contact|opportunity|systemuser! ismaster:bool^ relatedconnectionid:=>connection^ effectivestart:dt description:memo2000 \
+             statecode:state(0,1) statuscode:status(1@0,2@1)",
         ),
         owned(
             "queue",
             "queues",
-            "name:s200* description:memo2000 emailaddress:email queueviewtype:opt(0,1) statecode:state(0,1) statuscode:status(1,2)",
+            "name:s200* description:memo2000 emailaddress:email queueviewtype:opt(0,1) statecode:state(0,1) statuscode:status(1@0,2@1)",
         ),
         owned(
             "queueitem",
             "queueitems",
-            "title:s300* queueid:=>queue objectid:=>incident|task|email|phonecall enteredon:dt workeron:dt statecode:state(0,1) statuscode:status(1,2)",
+            "title:s300* queueid:=>queue! objectid:=>incident|task|email|phonecall! enteredon:dt workeron:dt statecode:state(0,1) statuscode:status(1@0,2@1)",
         ),
         shared(
             "product",
             "products",
             "name:s100* productnumber:s100 description:memo2000 price:money4 standardcost:money10 currentcost:money4 quantityonhand:dec5 stockweight:dec5 \
-             parentproductid:->product pricelevelid:->pricelevel subjectid:->subject validfromdate:date entityimage:image statecode:state(0,1,2,3) statuscode:status(0,1,2,3)",
+             parentproductid:->product pricelevelid:->pricelevel subjectid:->subject validfromdate:date entityimage:image statecode:state(2,0,1,3) statuscode:status(0@2,1@0,2@1,3@3)",
         ),
         shared(
             "pricelevel",
             "pricelevels",
-            "name:s100* begindate:date enddate:date description:memo2000 statecode:state(0,1) statuscode:status(100001,100002)",
+            "name:s100* begindate:date enddate:date description:memo2000 statecode:state(0,1) statuscode:status(100001@0,100002@1)",
         ),
         // A set name no rule of grammar gives (dataverse 2.7).
         owned(
             "new_widget",
             "new_widgetses",
             "new_name:s100* new_code:s10 new_parent:->new_widget new_accountid:=>account new_amount:money4 new_weight:dec10 new_ratio:dbl new_big:big \
-             new_flags:multi(1,2,3,4) new_due:date new_at:tzi new_payload:memo1048576 new_link:url new_picture:image new_document:file statecode:state(0,1) statuscode:status(1,2)",
+             new_flags:multi(1,2,3,4) new_due:date new_at:tzi new_payload:memo1048576 new_link:url new_picture:image new_document:file statecode:state(0,1) statuscode:status(1@0,2@1)",
         ),
         subject,
         note,
@@ -327,7 +334,7 @@ fn special() -> Vec<TableDef> {
     let mut job = owned(
         "asyncoperation",
         "asyncoperations",
-        "name:s256* operationtype:opt(1,10,12) message:memo1073741823 retrycount:int statecode:state(0,1,2,3) statuscode:status(0,10,20,30)",
+        "name:s256* operationtype:opt(1,10,12) message:memo1073741823 retrycount:int statecode:state(0,1,2,3) statuscode:status(0@0,10@1,20@2,30@3)",
     );
     let mut trace = shared(
         "plugintracelog",

@@ -113,7 +113,8 @@ mod milliseconds {
 pub enum FaultKind {
     /// The connection closes after part of the body.
     CutBody,
-    /// Status 200 and a matching Content-Length, but the JSON ends early, or a file that has its size in a header.
+    /// Status 200 and a matching Content-Length, but the JSON ends early, or a file that has its size in a header, or the
+    /// text of a note, whose size is in its row.
     TruncatedJson,
     /// 500 with 0x80040216.
     ServerError,

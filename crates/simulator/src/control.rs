@@ -10,7 +10,8 @@
 //! | `POST edit?seed=&changes=`, `POST change-schema?seed=` | change rows, change the schema |
 //! | `POST faults`, `POST limits` (JSON, `null` for none) | set a plan, set limits |
 //! | `POST expire-delta-tokens`, `revoke-tokens`, `reject-links`, `expire-secret` | make things invalid |
-//! | `POST deny?table=`, `POST allow?table=`, `POST advance?seconds=` | privileges, clock |
+//! | `POST deny?table=`, `POST allow?table=`, `POST advance?seconds=`, `POST pass-time?seconds=` | privileges, clocks |
+//! | `GET entra`, `POST entra` (JSON) | sign-in side and Graph: see [`crate::entra::control`] |
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use serde_json::json;
 
 use crate::answer::{Answer, Refusal, write_json_text};
 use crate::content::base64;
+use crate::entra;
 use crate::query::pairs;
 use crate::shared::Shared;
 use crate::simulator::Handle;
@@ -40,6 +42,7 @@ pub(crate) fn answer(shared: &Arc<Shared>, post: bool, path: &str, query: &str, 
             json!({
                 "url": handle.url(), "authority": handle.authority(), "tenant": handle.tenant(), "client_id": handle.client_id(),
                 "clients": handle.clients(), "secret": handle.secret(), "scope": format!("{}/.default", handle.url()),
+                "graph": handle.entra().graph_url(), "erp": handle.entra().erp_url(),
             })
             .to_string(),
         ),
@@ -118,6 +121,11 @@ pub(crate) fn answer(shared: &Arc<Shared>, post: bool, path: &str, query: &str, 
             handle.advance(Duration::from_secs(number("seconds", 0)));
             done()
         }
+        (true, "pass-time") => {
+            handle.pass_time(Duration::from_secs(number("seconds", 0)));
+            done()
+        }
+        (_, "entra") => entra::control::answer(&handle.entra(), post, body),
         _ => Refusal::new(404, "", format!("The simulator has no control '{path}'.")).into_answer(),
     }
 }

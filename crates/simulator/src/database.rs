@@ -15,6 +15,7 @@ use std::ops::Bound;
 
 use crate::big::Big;
 use crate::catalogue::{ACTIVITY_COLUMNS, POINTER};
+use crate::content::Contents;
 use crate::guid::Guid;
 use crate::schema::{Slot, TableDef};
 
@@ -155,6 +156,15 @@ impl Table {
     }
 }
 
+/// How to take back one change of a row.
+#[derive(Debug)]
+pub(crate) enum Undo {
+    /// The row was written over `old`, or was new.
+    Put { table: usize, key: RowKey, version: u64, old: Option<Row> },
+    /// The row was removed.
+    Removed { table: usize, key: RowKey, version: u64, row: Row },
+}
+
 /// The environment's database.
 #[derive(Debug)]
 pub(crate) struct Database {
@@ -165,8 +175,12 @@ pub(crate) struct Database {
     pub(crate) version: u64,
     /// Rises with every change of the schema.
     pub(crate) schema_version: u64,
+    /// Bytes that were uploaded.
+    pub(crate) contents: Contents,
     /// Columns of an activity and of `activitypointer` that are the same: name, pointer cell.
     shared: Vec<(String, usize)>,
+    /// Changes of the request under way, newest last; `None` outside of requests.
+    journal: Option<Vec<Undo>>,
 }
 
 impl Database {
@@ -177,7 +191,9 @@ impl Database {
             sets: HashMap::new(),
             version,
             schema_version: 1,
+            contents: Contents::default(),
             shared: Vec::new(),
+            journal: None,
         };
         for table in tables {
             database.add_table(table);
@@ -185,8 +201,9 @@ impl Database {
         database
     }
 
-    pub(crate) fn add_table(&mut self, table: Table) {
+    pub(crate) fn add_table(&mut self, mut table: Table) {
         let index = self.tables.len();
+        table.def.contents = self.contents.clone();
         self.names.insert(table.def.name.clone(), index);
         if let Some(set) = &table.def.set {
             self.sets.insert(set.clone(), index);
@@ -222,11 +239,54 @@ impl Database {
     }
 
     fn put_version(&mut self, table: usize, key: RowKey, cells: &[String], version: u64) {
-        let table = &mut self.tables[table];
-        if let Some(old) = table.rows.insert(key.clone(), Row::new(version, cells)) {
-            table.by_version.remove(&old.version);
+        let entry = &mut self.tables[table];
+        let old = entry.rows.insert(key.clone(), Row::new(version, cells));
+        if let Some(old) = &old {
+            entry.by_version.remove(&old.version);
         }
-        table.by_version.insert(version, key);
+        entry.by_version.insert(version, key.clone());
+        if let Some(journal) = &mut self.journal {
+            journal.push(Undo::Put { table, key, version, old });
+        }
+    }
+
+    /// From here on changes can be taken back; a position for [`Database::roll_back`].
+    pub(crate) fn savepoint(&mut self) -> usize {
+        self.journal.get_or_insert_default().len()
+    }
+
+    /// Takes back every change since the savepoint. Versions stay used, as numbers of a sequence do.
+    pub(crate) fn roll_back(&mut self, savepoint: usize) {
+        let Some(journal) = &mut self.journal else { return };
+        let undone = journal.split_off(savepoint.min(journal.len()));
+        for undo in undone.into_iter().rev() {
+            match undo {
+                Undo::Put { table, key, version, old } => {
+                    let entry = &mut self.tables[table];
+                    entry.by_version.remove(&version);
+                    match old {
+                        Some(old) => {
+                            entry.by_version.insert(old.version, key.clone());
+                            entry.rows.insert(key, old);
+                        }
+                        None => {
+                            entry.rows.remove(&key);
+                        }
+                    }
+                }
+                Undo::Removed { table, key, version, row } => {
+                    let entry = &mut self.tables[table];
+                    entry.deleted.remove(&version);
+                    entry.by_version.insert(row.version, key.clone());
+                    entry.rows.insert(key, row);
+                }
+            }
+        }
+    }
+
+    /// Ends the request: its changes can no longer be taken back.
+    pub(crate) fn commit(&mut self) {
+        self.journal = None;
     }
 
     fn mirror(&mut self, table: usize, key: &RowKey, cells: &[String], version: u64) {
@@ -272,10 +332,13 @@ impl Database {
     }
 
     fn remove_version(&mut self, table: usize, key: &RowKey, version: u64) {
-        let table = &mut self.tables[table];
-        if let Some(old) = table.rows.remove(key) {
-            table.by_version.remove(&old.version);
-            table.deleted.insert(version, key.clone());
+        let entry = &mut self.tables[table];
+        if let Some(row) = entry.rows.remove(key) {
+            entry.by_version.remove(&row.version);
+            entry.deleted.insert(version, key.clone());
+            if let Some(journal) = &mut self.journal {
+                journal.push(Undo::Removed { table, key: key.clone(), version, row });
+            }
         }
     }
 }
@@ -323,5 +386,35 @@ mod tests {
             [keys[1].clone()]
         );
         assert_eq!(database.tables[0].rows[&keys[2]].cell(0), "");
+    }
+
+    #[test]
+    fn what_is_rolled_back_never_happened() {
+        let mut def = TableDef::new("thing", Some("things"), "thingid");
+        def.add("name:s10*");
+        def.add_common(Ownership::None);
+        let mut database = Database::new(vec![Table::new(def)], 100);
+        let keys: Vec<RowKey> = (1..=3).map(|number| Guid::from_order(number).into()).collect();
+        database.put(0, keys[0].clone(), &["\"a\"".to_owned()]);
+        database.put(0, keys[1].clone(), &["\"b\"".to_owned()]);
+        let first = database.savepoint();
+        database.update(0, &keys[0], |_, cells| cells[0] = "\"c\"".to_owned());
+        let second = database.savepoint();
+        database.remove(0, &keys[0]);
+        database.put(0, keys[2].clone(), &["\"d\"".to_owned()]);
+        database.remove(0, &keys[1]);
+        database.roll_back(second);
+        assert_eq!(database.tables[0].rows[&keys[0]].cell(0), "\"c\"");
+        assert!(database.tables[0].rows.contains_key(&keys[1]) && !database.tables[0].rows.contains_key(&keys[2]));
+        database.roll_back(first);
+        database.commit();
+        assert_eq!(database.tables[0].rows[&keys[0]].cell(0), "\"a\"");
+        assert_eq!(database.tables[0].deletions(0).count(), 0);
+        let mut seen = 0;
+        database.tables[0].scan_changes(100, |_, _| {
+            seen += 1;
+            true
+        });
+        assert_eq!(seen, 2);
     }
 }

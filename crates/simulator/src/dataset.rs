@@ -11,7 +11,8 @@ use crate::config::Config;
 use crate::content::{Content, ContentKind};
 use crate::database::{Database, RowKey, Table};
 use crate::dice::{Dice, mix_text, named_guid};
-use crate::rows::{create, finish, make, new_key, set};
+use crate::entra::directory;
+use crate::rows::{create, finish, finish_made, make, new_key, set};
 use crate::schema::TableDef;
 use crate::values::{Targets, long_memo};
 
@@ -56,15 +57,22 @@ const WEIGHT_SUM: u64 = 1_096 + 2 * 90 + 170 + 190;
 const FIRST_VERSION: u64 = 4_711_000;
 /// Application users of the environment (dataverse 9.2).
 pub(crate) const APPLICATIONS: usize = 3;
+/// People who can sign in to the environment; their indexes follow those of the application users.
+pub(crate) const PEOPLE: usize = 2;
+/// Everybody who can call the environment.
+pub(crate) const CALLERS: usize = APPLICATIONS + PEOPLE;
 
 /// Client id of an application user; index 0 is the one an engine is usually given.
 pub(crate) fn client_id(index: usize) -> String {
     named_guid(&format!("application {index}")).to_string()
 }
 
-/// `systemuserid` of an application user.
+/// `systemuserid` of a caller: an application user or, after those, a person.
 pub(crate) fn user_id(index: usize) -> crate::guid::Guid {
-    named_guid(&format!("application user {index}"))
+    match index.checked_sub(APPLICATIONS) {
+        None => named_guid(&format!("application user {index}")),
+        Some(person) => named_guid(&format!("user of person {person}")),
+    }
 }
 
 struct Planned(HashMap<String, Vec<RowKey>>);
@@ -109,7 +117,7 @@ pub(crate) fn build(config: &Config) -> Database {
                 if let Some(shared) = shared_body.take_if(|_| dice.chance(300)) {
                     cells[cell] = shared;
                 }
-                finish(&mut dice, def, &mut cells);
+                finish_made(&mut dice, def, &mut cells);
                 shared_body = Some(cells[cell].clone());
             }
             create(&mut database, &mut dice, index, key.clone(), cells);
@@ -136,8 +144,8 @@ fn plan(database: &Database, config: &Config) -> Planned {
             "organization" => keys[0] = catalogue::organization_id().into(),
             "transactioncurrency" => keys[0] = named_guid("currency").into(),
             "systemuser" => {
-                keys.truncate((count as usize).saturating_sub(APPLICATIONS));
-                keys.extend((0..APPLICATIONS).map(|index| RowKey::from(user_id(index))));
+                keys.truncate((count as usize).saturating_sub(CALLERS));
+                keys.extend((0..CALLERS).map(|index| RowKey::from(user_id(index))));
             }
             // The same id in two partitions is two rows (dataverse 8.12, RULE 3.2).
             "new_telemetry" => keys[1] = RowKey { id: keys[0].id, partition: Some("device-0099".into()) },
@@ -193,11 +201,26 @@ fn adjust(dice: &mut Dice, def: &TableDef, config: &Config, number: usize, key: 
         // The root has no parent.
         ("businessunit", 0) => set(def, cells, "parentbusinessunitid", None),
         ("systemuser", _) => {
-            let application = (0..APPLICATIONS).find(|index| user_id(*index) == key.id);
+            let caller = (0..CALLERS).find(|index| user_id(*index) == key.id);
+            let application = caller.filter(|index| *index < APPLICATIONS);
             set(def, cells, "applicationid", application.map(|index| format!("\"{}\"", client_id(index))));
             set(def, cells, "accessmode", Some(if application.is_some() { "4" } else { "0" }.to_owned()));
             if let Some(index) = application {
                 set(def, cells, "fullname", Some(quoted(&format!("# dynavault {index}"))));
+            }
+            if let Some(caller) = caller {
+                // How the environment knows who a token stands for (dataverse 9.2).
+                set(def, cells, "azureactivedirectoryobjectid", Some(quoted(&directory::object_id(caller))));
+                set(def, cells, "isdisabled", Some("false".to_owned()));
+            }
+            if let Some(person) = caller.and_then(|index| index.checked_sub(APPLICATIONS)) {
+                let (first, last) = directory::PEOPLE_NAMES[person];
+                let address = quoted(&directory::user_principal_name(person));
+                set(def, cells, "fullname", Some(quoted(&format!("{first} {last}"))));
+                set(def, cells, "firstname", Some(quoted(first)));
+                set(def, cells, "lastname", Some(quoted(last)));
+                set(def, cells, "domainname", Some(address.clone()));
+                set(def, cells, "internalemailaddress", Some(address));
             }
         }
         ("account", 0) => {
@@ -210,7 +233,7 @@ fn adjust(dice: &mut Dice, def: &TableDef, config: &Config, number: usize, key: 
             set(def, cells, "revenue", Some("20000.0000".to_owned()));
             set(def, cells, "new_rating", Some("0.0000000001".to_owned()));
             set(def, cells, "new_counter", Some(i64::MAX.to_string()));
-            finish(dice, def, cells);
+            finish(def, cells);
         }
         ("account" | "new_widget" | "email", 1) => {
             // A long memo: 1 MiB in a data set of 32,768 rows and more.

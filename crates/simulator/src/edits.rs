@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::catalogue::BIG;
 use crate::database::{Database, RowKey, Table};
 use crate::dice::Dice;
-use crate::rows::{change, create, make, new_key, remove};
+use crate::follow::has_connection;
+use crate::rows::{change, create, is_held, make, new_key, remove};
 use crate::schema::{Kind, Ownership, Slot, TableDef};
 
 /// What an edit did to one table.
@@ -79,6 +80,7 @@ pub(crate) fn edit(database: &mut Database, seed: u64, changes: usize) -> EditSu
         .iter()
         .find(|(table, key)| key.partition.is_none() && !database.tables[*table].def.is_intersect())
         .cloned();
+    doomed.retain(|(table, key)| !is_held(database, *table, key));
     let removed = remove(database, doomed);
     for table in removed.deleted {
         summary.entry(database, table).deleted += 1;
@@ -146,7 +148,16 @@ fn insert(
         }
         database.put(table, key.clone(), &[first, second]);
     } else {
-        let cells = make(dice, def, database);
+        let mut cells = make(dice, def, database);
+        // Two rows never share an alternate key (dataverse 6.8), and an end is connected once.
+        if let Some(cell) = def.key.as_deref().and_then(|key| def.cell(key))
+            && database.tables[table].rows.values().any(|row| row.cell(cell).eq_ignore_ascii_case(&cells[cell]))
+        {
+            cells[cell].clear();
+        }
+        if has_connection(&database.tables[table], &cells) {
+            return None;
+        }
         create(database, dice, table, key.clone(), cells);
     }
     summary.entry(database, table).created += 1;

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::access::Controls;
 use crate::answer::{Answer, Refusal};
-use crate::content::{BLOCK_BYTES_MAX, Content, ContentKind, base64, has_full_image, write_thumbnail};
+use crate::content::{BLOCK_BYTES_MAX, Content, ContentKind, base64, from_base64};
 use crate::database::{Database, RowKey, RowView};
 use crate::guid::Guid;
 use crate::query::encode;
@@ -14,7 +14,7 @@ use crate::schema::{Kind, Slot};
 /// Where a request for content leads.
 enum Found {
     File(Content),
-    Image(Guid),
+    Image(Content),
     Body(Content),
     Nothing(Kind),
 }
@@ -40,9 +40,9 @@ fn find(
     };
     let Some(id) = Guid::parse(cell.trim_matches('"')) else { return Ok(Found::Nothing(column.kind.clone())) };
     Ok(match column.kind {
-        Kind::Image => Found::Image(id),
-        Kind::Body => Found::Body(Content::new(id, ContentKind::Body)),
-        _ => Found::File(Content::new(id, ContentKind::File)),
+        Kind::Image => Found::Image(def.contents.find(id, ContentKind::Image)),
+        Kind::Body => Found::Body(def.contents.find(id, ContentKind::Body)),
+        _ => Found::File(def.contents.find(id, ContentKind::File)),
     })
 }
 
@@ -78,20 +78,14 @@ pub(crate) fn value(
         // A note's body comes as base64 text and without its name (dataverse 7.3).
         Found::Body(content) => Ok(Answer::text(base64(&content.bytes()))),
         // Thumbnails come without a size header (dataverse 7.2).
-        Found::Image(id) if !full => {
-            let mut text = String::new();
-            write_thumbnail(id, &mut text);
-            let thumbnail =
-                base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text).unwrap_or_default();
-            Ok(bytes(&thumbnail, "image/png"))
-        }
-        Found::Image(id) if !has_full_image(id) => Ok(Answer::empty(204)),
-        Found::Image(id) => download(Content::new(id, ContentKind::Image), "image/png", range),
-        Found::File(content) => download(content, "application/octet-stream", range),
+        Found::Image(content) if !full => Ok(bytes(&content.thumbnail(), "image/png")),
+        Found::Image(content) if !content.has_full_image() => Ok(Answer::empty(204)),
+        Found::Image(content) => download(&content, "image/png", range),
+        Found::File(content) => download(&content, "application/octet-stream", range),
     }
 }
 
-fn download(content: Content, media_type: &'static str, range: Option<&str>) -> Result<Answer, Refusal> {
+fn download(content: &Content, media_type: &'static str, range: Option<&str>) -> Result<Answer, Refusal> {
     let size = content.size();
     // Names outside ASCII are percent-encoded (dataverse 7.1).
     let name = if content.name().is_ascii() { content.name().to_owned() } else { encode(content.name()) };
@@ -137,7 +131,7 @@ pub(crate) fn message(
         "InitializeAttachmentBlocksDownload" => {
             start(database, controls, user, &body["Target"], Some("activitymimeattachment"), "body", url, name)
         }
-        _ => block(&body, url),
+        _ => block(database, &body, url),
     }
 }
 
@@ -169,7 +163,7 @@ fn start(
         Found::File(content) => (content, "file"),
         Found::Body(content) => (content, "body"),
         // Only full images travel this way (dataverse 7.2).
-        Found::Image(id) if has_full_image(id) => (Content::new(id, ContentKind::Image), "image"),
+        Found::Image(content) if content.has_full_image() => (content, "image"),
         _ => {
             return Err(Refusal::new(
                 404,
@@ -178,33 +172,31 @@ fn start(
             ));
         }
     };
-    let row = database.tables[table].get(&key);
-    let file = match row {
-        Some(RowView::Stored(row)) => def.column(column).and_then(|column| match column.slot {
-            Slot::Cell(cell) | Slot::Thumbnail(cell) => Some(row.cell(cell).trim_matches('"').to_owned()),
-            _ => None,
-        }),
+    let token = base64(format!("{kind}!{}", content.id()).as_bytes());
+    // The name of a note's document is a column like any other (dataverse 7.3).
+    let written = match database.tables[table].get(&key) {
+        Some(RowView::Stored(row)) if kind == "body" => def.cell("filename").map(|cell| row.cell(cell)),
         _ => None,
     };
-    let token = base64(format!("{kind}!{}", file.unwrap_or_default()).as_bytes());
+    let name = match written {
+        Some(raw) => serde_json::from_str(raw).unwrap_or_default(),
+        None => content.name().to_owned(),
+    };
     Ok(Answer::json(
         json!({
             "@odata.context": format!("{url}/api/data/v9.2/$metadata#Microsoft.Dynamics.CRM.{message}Response"),
             "FileContinuationToken": token,
             "FileSizeInBytes": content.size(),
-            "FileName": content.name(),
+            "FileName": name,
             "IsChunkingSupported": content.is_chunking_supported(),
         })
         .to_string(),
     ))
 }
 
-fn block(body: &Value, url: &str) -> Result<Answer, Refusal> {
+fn block(database: &Database, body: &Value, url: &str) -> Result<Answer, Refusal> {
     let token = body["FileContinuationToken"].as_str().unwrap_or_default();
-    let text = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, token)
-        .ok()
-        .and_then(|bytes| String::from_utf8(bytes).ok())
-        .unwrap_or_default();
+    let text = from_base64(token).and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
     let (kind, id) = text.split_once('!').unwrap_or_default();
     let kind = match kind {
         "file" => ContentKind::File,
@@ -212,7 +204,7 @@ fn block(body: &Value, url: &str) -> Result<Answer, Refusal> {
         _ => ContentKind::Body,
     };
     let id = Guid::parse(id).ok_or_else(|| Refusal::bad_query("The file continuation token is not valid."))?;
-    let content = Content::new(id, kind);
+    let content = database.contents.find(id, kind);
     let offset = body["Offset"].as_u64().unwrap_or(0);
     let length = body["BlockLength"].as_u64().unwrap_or(0);
     if !content.is_chunking_supported() && (offset > 0 || length < content.size()) {

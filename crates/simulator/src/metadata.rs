@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::access::Controls;
 use crate::answer::{Answer, Refusal};
 use crate::catalogue::ELASTIC_PROVIDER;
-use crate::content::BLOCK_BYTES_MAX;
+use crate::content::{FILE_BYTES_MAX, IMAGE_BYTES_MAX};
 use crate::database::Database;
 use crate::dice::named_guid;
 use crate::query::Options;
@@ -76,7 +76,7 @@ fn table_json(def: &TableDef) -> Object {
         "HasEmailAddresses": def.columns.iter().any(|column| matches!(column.kind, Kind::Text { format: "Email", .. })),
         "ChangeTrackingEnabled": def.tracking,
         "CanChangeTrackingBeEnabled": managed(def.storage != Storage::Virtual),
-        "IsOptimisticConcurrencyEnabled": def.storage != Storage::Virtual && !def.is_intersect(),
+        "IsOptimisticConcurrencyEnabled": def.concurrency && def.storage != Storage::Virtual && !def.is_intersect(),
         "EnforceStateTransitions": false,
         "IsStateModelAware": def.column("statecode").is_some(),
         "IsAuditEnabled": managed(false),
@@ -120,7 +120,7 @@ fn types(column: &Column) -> (&'static str, &'static str, &'static str) {
 fn column_json(def: &TableDef, column: &Column) -> Object {
     let (_, attribute_type, type_name) = types(column);
     let is_key = column.slot == Slot::Key;
-    let required = if is_key || matches!(column.slot, Slot::Partition) || column.kind == Kind::Owner {
+    let required = if is_key || matches!(column.slot, Slot::Partition) || column.required {
         "SystemRequired"
     } else {
         "None"
@@ -137,7 +137,8 @@ fn column_json(def: &TableDef, column: &Column) -> Object {
         "AttributeOf": column.shadow_of,
         "IsValidForRead": true,
         "IsValidForCreate": column.writable,
-        "IsValidForUpdate": column.writable && !is_key,
+        // The date of creation is overridden at creation only (dataverse 6.6), and importsequencenumber is flagged so (2.2).
+        "IsValidForUpdate": column.writable && !is_key && !matches!(column.name.as_str(), "overriddencreatedon" | "importsequencenumber" | "partitionid"),
         "IsValidODataAttribute": column.slot != Slot::None,
         "IsLogical": column.shadow_of.is_some(),
         "SourceType": if column.calculated { json!(if def.column(&format!("{}_date", column.name)).is_some() { 2 } else { 1 }) } else if column.slot == Slot::None { Value::Null } else { json!(0) },
@@ -155,6 +156,7 @@ fn column_json(def: &TableDef, column: &Column) -> Object {
 
 /// Properties that only the cast type has (dataverse 2.2).
 fn column_details(def: &TableDef, column: &Column) -> Object {
+    let state_of = |status: i32| def.states().iter().copied().find(|state| def.statuses(*state).any(|of| of == status));
     let option_set = |values: &[i32], kind: &str| {
         let options: Vec<Value> = values
             .iter()
@@ -163,11 +165,11 @@ fn column_details(def: &TableDef, column: &Column) -> Object {
                     json!({"Value": value, "Label": label(&format!("{} {value}", column.name)), "Color": Value::Null});
                 match kind {
                     "State" => {
-                        option["DefaultStatus"] = json!(value + 1);
+                        option["DefaultStatus"] = json!(def.statuses(*value).next());
                         option["InvariantName"] = json!(format!("State{value}"));
                     }
                     "Status" => {
-                        option["State"] = json!(i32::from(*value > 1));
+                        option["State"] = json!(state_of(*value));
                         option["TransitionData"] = Value::Null;
                     }
                     _ => {}
@@ -213,10 +215,10 @@ fn column_details(def: &TableDef, column: &Column) -> Object {
         Kind::PartyList => json!({"Targets": ["account", "contact", "lead", "systemuser"], "Format": "None"}),
         Kind::Choice { values } | Kind::MultiChoice { values } => option_set(values, "Picklist"),
         Kind::State { values } => option_set(values, "State"),
-        Kind::Status { values } => option_set(values, "Status"),
-        Kind::File => json!({"MaxSizeInKB": BLOCK_BYTES_MAX / 1024 * 8}),
+        Kind::Status { values, .. } => option_set(values, "Status"),
+        Kind::File => json!({"MaxSizeInKB": FILE_BYTES_MAX / 1024}),
         Kind::Image => {
-            json!({"MaxSizeInKB": 30_720, "IsPrimaryImage": column.name == "entityimage", "CanStoreFullImage": true, "MaxHeight": 144, "MaxWidth": 144})
+            json!({"MaxSizeInKB": IMAGE_BYTES_MAX / 1024, "IsPrimaryImage": column.name == "entityimage", "CanStoreFullImage": true, "MaxHeight": 144, "MaxWidth": 144})
         }
         Kind::Guid | Kind::EntityName | Kind::Virtual => json!({}),
     })
@@ -255,8 +257,12 @@ fn lookups_json(database: &Database, def: &TableDef) -> Vec<Object> {
         let targets = if column.kind == Kind::Owner { &owners[..] } else { column.kind.targets() };
         for target in targets {
             let Some(referenced) = database.table(target) else { continue };
-            let cascade =
-                matches!(column.kind, Kind::Lookup { cascade: true, .. } | Kind::Customer { cascade: true, .. });
+            let delete = match column.kind {
+                Kind::Lookup { cascade: true, .. } | Kind::Customer { cascade: true, .. } => "Cascade",
+                _ if column.restricts => "Restrict",
+                _ => "RemoveLink",
+            };
+            let assign = if column.assigns { "Cascade" } else { "NoCascade" };
             let name = format!("{}_{}_{}", def.name, column.name, target);
             relationships.push(object(json!({
                 "MetadataId": named_guid(&format!("relationship {name}")).to_string(),
@@ -268,9 +274,9 @@ fn lookups_json(database: &Database, def: &TableDef) -> Vec<Object> {
                 "ReferencedEntity": target,
                 "ReferencedAttribute": database.tables[referenced].def.primary_id,
                 "ReferencedEntityNavigationPropertyName": name,
-                "IsHierarchical": column.name == format!("parent{}id", def.name),
+                "IsHierarchical": def.is_hierarchical(column),
                 "RelationshipBehavior": 1,
-                "CascadeConfiguration": {"Assign": "NoCascade", "Delete": if cascade { "Cascade" } else { "RemoveLink" }, "Merge": "NoCascade",
+                "CascadeConfiguration": {"Assign": assign, "Delete": delete, "Merge": "NoCascade",
                     "Reparent": "NoCascade", "Share": "NoCascade", "Unshare": "NoCascade", "RollupView": "NoCascade", "Archive": Value::Null},
                 "HasChanged": Value::Null,
             })));

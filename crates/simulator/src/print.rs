@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 
 use crate::answer::Refusal;
 use crate::big;
-use crate::content::{Content, ContentKind, base64, write_thumbnail};
+use crate::content::{ContentKind, Contents, base64};
 use crate::database::{RowKey, RowView};
 use crate::dice::mix;
 use crate::guid::Guid;
@@ -46,6 +46,7 @@ pub(crate) struct Plan {
     items: Vec<Item>,
     etag: bool,
     elastic: bool,
+    contents: Contents,
 }
 
 /// Which columns to print.
@@ -113,7 +114,8 @@ impl Plan {
             let formatted = (has_format && prefer.wants(FORMATTED)).then(|| format!(",\"{property}@{FORMATTED}\":"));
             items.push(Item { before, source, formatted });
         }
-        Ok(Self { items, etag: !oracle, elastic: def.storage == Storage::Elastic })
+        let contents = def.contents.clone();
+        Ok(Self { items, etag: !oracle, elastic: def.storage == Storage::Elastic, contents })
     }
 
     /// Appends one row as a JSON object.
@@ -124,7 +126,7 @@ impl Plan {
             self.write_etag(row.version(), out);
         }
         for item in &self.items {
-            item.write(key, row, self.elastic, out);
+            item.write(key, row, self, out);
         }
         if !self.etag && out.len() > start {
             // Without the etag the first item brought its comma.
@@ -134,15 +136,22 @@ impl Plan {
     }
 
     fn write_etag(&self, version: u64, out: &mut String) {
-        out.push_str("\"@odata.etag\":\"W/\\\"");
-        if self.elastic {
-            // A guid-like text without a relation to the version (dataverse 3.5).
-            Guid::random(mix(version), mix(version ^ 1)).write(out);
-        } else {
-            write_number(version, out);
-        }
-        out.push_str("\\\"\"");
+        out.push_str("\"@odata.etag\":\"");
+        etag(version, self.elastic, out);
+        out.push('"');
     }
+}
+
+/// Appends the etag of a version as it stands inside of a JSON string.
+pub(crate) fn etag(version: u64, elastic: bool, out: &mut String) {
+    out.push_str("W/\\\"");
+    if elastic {
+        // A guid-like text without a relation to the version (dataverse 3.5).
+        Guid::random(mix(version), mix(version ^ 1)).write(out);
+    } else {
+        write_number(version, out);
+    }
+    out.push_str("\\\"");
 }
 
 fn lookup_texts(
@@ -181,7 +190,7 @@ fn write_number(number: u64, out: &mut String) {
 }
 
 impl Item {
-    fn write(&self, key: &RowKey, row: RowView<'_>, elastic: bool, out: &mut String) {
+    fn write(&self, key: &RowKey, row: RowView<'_>, plan: &Plan, out: &mut String) {
         let row = match row {
             RowView::Stored(row) => row,
             RowView::Generated { number, version, revision } => {
@@ -230,7 +239,7 @@ impl Item {
                 out.push('"');
             }
             Source::Partition => crate::answer::write_json_text(key.partition.as_deref().unwrap_or_default(), out),
-            Source::Version => write_number(row.version + if elastic { ELASTIC_VERSION } else { 0 }, out),
+            Source::Version => write_number(row.version + if plan.elastic { ELASTIC_VERSION } else { 0 }, out),
             Source::Cell(cell) => {
                 let value = row.cell(*cell);
                 out.push_str(if value.is_empty() { "null" } else { value });
@@ -238,7 +247,7 @@ impl Item {
             Source::Thumbnail(cell) => match Guid::parse(row.cell(*cell).trim_matches('"')) {
                 Some(id) => {
                     out.push('"');
-                    write_thumbnail(id, out);
+                    out.push_str(&base64(&plan.contents.find(id, ContentKind::Image).thumbnail()));
                     out.push('"');
                 }
                 None => out.push_str("null"),
@@ -246,7 +255,7 @@ impl Item {
             Source::Body(cell) => match Guid::parse(row.cell(*cell)) {
                 Some(id) => {
                     out.push('"');
-                    out.push_str(&base64(&Content::new(id, ContentKind::Body).bytes()));
+                    out.push_str(&base64(&plan.contents.find(id, ContentKind::Body).bytes()));
                     out.push('"');
                 }
                 None => out.push_str("null"),

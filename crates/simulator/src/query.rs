@@ -72,6 +72,8 @@ pub(crate) struct Options {
     pub(crate) skip_token: Option<String>,
     pub(crate) delta_token: Option<String>,
     pub(crate) partition: Option<String>,
+    /// `$id` of a link to be removed (dataverse 6.3).
+    pub(crate) id: Option<String>,
     /// Parameter aliases (`@p1`).
     pub(crate) aliases: BTreeMap<String, String>,
     /// Other options without a dollar sign, such as `size`.
@@ -102,6 +104,7 @@ impl Options {
                 "$skiptoken" => options.skip_token = Some(value),
                 "$deltatoken" => options.delta_token = Some(value),
                 "$skip" => return Err(Refusal::new(400, "0x80060888", "Skip Clause is not supported in CRM")),
+                "$id" => options.id = Some(value),
                 "partitionId" => options.partition = Some(value),
                 "fetchXml" => return Err(Refusal::not_simulated("FetchXML")),
                 name if name.starts_with('$') => {
@@ -150,6 +153,10 @@ impl Options {
 pub(crate) struct Prefer {
     pub(crate) page_size: Option<usize>,
     pub(crate) track_changes: bool,
+    /// Answer a write with the row.
+    pub(crate) representation: bool,
+    /// Go on after a failed part of a batch.
+    pub(crate) continue_on_error: bool,
     /// Patterns of `odata.include-annotations`.
     annotations: Vec<String>,
 }
@@ -165,6 +172,8 @@ impl Prefer {
                 match name.trim() {
                     "odata.maxpagesize" => prefer.page_size = value.parse().ok().filter(|size| *size > 0),
                     "odata.track-changes" => prefer.track_changes = true,
+                    "return" => prefer.representation = value == "representation",
+                    "odata.continue-on-error" => prefer.continue_on_error = value != "false",
                     "odata.include-annotations" => {
                         prefer.annotations = value.split(',').map(|name| name.trim().to_owned()).collect();
                     }

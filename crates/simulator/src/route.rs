@@ -1,5 +1,7 @@
 //! From path to table: which part of the Web API a request is for (dataverse 1.1).
 
+use bytes::Bytes;
+
 use crate::answer::{Answer, Refusal};
 use crate::cookie::Cookie;
 use crate::database::Database;
@@ -11,16 +13,62 @@ use crate::query::{Options, Prefer, decode};
 use crate::read::{Reader, parse_key};
 use crate::{catalogue, files};
 
+/// HTTP method.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Verb {
+    #[default]
+    Get,
+    Post,
+    Patch,
+    Put,
+    Delete,
+}
+
+impl Verb {
+    /// Reads the name of a method; `None` for one the service does not know.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "GET" => Self::Get,
+            "POST" => Self::Post,
+            "PATCH" => Self::Patch,
+            "PUT" => Self::Put,
+            "DELETE" => Self::Delete,
+            _ => return None,
+        })
+    }
+}
+
+/// Headers of a request or of a part of a batch; names ignore case.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Headers(Vec<(String, String)>);
+
+impl Headers {
+    pub(crate) fn new<'a>(headers: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
+        Self(headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect())
+    }
+
+    /// The first value of a header; `name` is in lower case.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        self.all(name).next()
+    }
+
+    /// All values of a header; `name` is in lower case.
+    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(have, _)| have == name).map(|(_, value)| value.as_str())
+    }
+}
+
 /// A request as far as the Web API is concerned.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Request {
-    pub(crate) post: bool,
+    pub(crate) verb: Verb,
+    pub(crate) headers: Headers,
     /// Decoded path after `/api/data/v9.2/`.
     pub(crate) path: String,
     pub(crate) query: String,
     pub(crate) prefer: Prefer,
     pub(crate) range: Option<String>,
-    pub(crate) body: Vec<u8>,
+    pub(crate) body: Bytes,
     /// The URL as it was asked for.
     pub(crate) link: String,
 }
@@ -33,21 +81,33 @@ pub(crate) enum Route {
     Message(String),
     Collection(usize),
     Count(usize),
+    /// `{set}({key})`
     Row(usize, String),
+    /// `{set}({key})/{column}/$value`
     Content(usize, String, String),
+    /// `{set}({key})/{property}`: a column, a file, or the parties of an activity.
+    Property(usize, String, String),
+    /// `{set}({key})/{navigation}/$ref` or `…/{navigation}({other})/$ref`
+    Reference { table: usize, key: String, navigation: String, other: Option<String> },
+    /// `{set}/Microsoft.Dynamics.CRM.{name}` or `{set}({key})/Microsoft.Dynamics.CRM.{name}…`
+    Bound { table: usize, key: Option<String>, name: String },
+    /// `$batch`
+    Batch,
     Unknown(String),
 }
 
-const FUNCTIONS: [&str; 7] = [
+const FUNCTIONS: [&str; 6] = [
     "RetrieveCurrentOrganization",
     "RetrieveTotalRecordCount",
     "RetrieveMetadataChanges",
     "WhoAmI",
     "RetrieveVersion",
     "$metadata",
-    "$batch",
 ];
-const MESSAGES: [&str; 4] = [
+/// What stands before the name of a bound function or action.
+const BOUND: &str = "/Microsoft.Dynamics.CRM.";
+/// Messages that only read.
+const READING_MESSAGES: [&str; 4] = [
     "InitializeFileBlocksDownload",
     "InitializeAnnotationBlocksDownload",
     "InitializeAttachmentBlocksDownload",
@@ -68,21 +128,26 @@ impl Request {
         if path.starts_with("EntityDefinitions") {
             return Route::Definitions;
         }
-        if self.post {
-            return if MESSAGES.contains(&path) {
-                Route::Message(path.to_owned())
-            } else {
-                Route::Unknown(path.to_owned())
-            };
+        if path == "$batch" {
+            return Route::Batch;
         }
         let name = path.split(['(', '/']).next().unwrap_or_default();
         if path.is_empty() {
             return Route::Function("");
         }
-        if let Some(function) = FUNCTIONS.iter().find(|function| **function == name) {
-            return Route::Function(function);
-        }
-        let Some(table) = database.set(name) else { return Route::Unknown(name.to_owned()) };
+        let Some(table) = database.set(name) else {
+            if self.verb == Verb::Get
+                && let Some(function) = FUNCTIONS.iter().find(|function| **function == name)
+            {
+                return Route::Function(function);
+            }
+            // A name that is no set is an unbound action.
+            return if self.verb == Verb::Post && name == path {
+                Route::Message(path.to_owned())
+            } else {
+                Route::Unknown(name.to_owned())
+            };
+        };
         let rest = &path[name.len()..];
         if rest.is_empty() {
             return Route::Collection(table);
@@ -90,28 +155,102 @@ impl Request {
         if rest == "/$count" {
             return Route::Count(table);
         }
-        let Some((key, rest)) = rest.strip_prefix('(').and_then(|rest| rest.split_once(')')) else {
-            return Route::Unknown(path.to_owned());
-        };
-        match rest.strip_prefix('/').and_then(|rest| rest.strip_suffix("/$value")) {
-            _ if rest.is_empty() => Route::Row(table, key.to_owned()),
-            Some(column) => Route::Content(table, key.to_owned(), column.to_owned()),
-            None => Route::Unknown(rest.trim_start_matches('/').to_owned()),
+        if let Some(name) = rest.strip_prefix(BOUND) {
+            return Route::Bound { table, key: None, name: name.trim_end_matches("()").to_owned() };
+        }
+        let Some((key, rest)) = split_key(rest) else { return Route::Unknown(path.to_owned()) };
+        Self::route_row(table, key, rest)
+    }
+
+    fn route_row(table: usize, key: &str, rest: &str) -> Route {
+        let key = key.to_owned();
+        if rest.is_empty() {
+            return Route::Row(table, key);
+        }
+        if let Some(name) = rest.strip_prefix(BOUND) {
+            let name = name.split('(').next().unwrap_or_default().to_owned();
+            return Route::Bound { table, key: Some(key), name };
+        }
+        let Some(rest) = rest.strip_prefix('/') else { return Route::Unknown(rest.to_owned()) };
+        if let Some(column) = rest.strip_suffix("/$value") {
+            return Route::Content(table, key, column.to_owned());
+        }
+        if let Some(navigation) = rest.strip_suffix("/$ref") {
+            let (navigation, other) = match navigation.split_once('(') {
+                Some((navigation, other)) => (navigation, Some(other.trim_end_matches(')').to_owned())),
+                None => (navigation, None),
+            };
+            return Route::Reference { table, key, navigation: navigation.to_owned(), other };
+        }
+        if rest.contains(['/', '(']) {
+            return Route::Unknown(rest.to_owned());
+        }
+        Route::Property(table, key, rest.to_owned())
+    }
+}
+
+/// Takes `({key})` off the front; quotes may enclose parentheses.
+pub(crate) fn split_key(text: &str) -> Option<(&str, &str)> {
+    let inside = text.strip_prefix('(')?;
+    let mut quoted = false;
+    for (index, byte) in inside.bytes().enumerate() {
+        match byte {
+            b'\'' => quoted = !quoted,
+            b')' if !quoted => return Some((&inside[..index], &inside[index + 1..])),
+            _ => {}
         }
     }
+    None
 }
 
 impl Route {
     /// Table and kind, for counting.
-    pub(crate) fn describe(&self, query: &str) -> (Option<usize>, &'static str) {
+    pub(crate) fn describe(&self, request: &Request) -> (Option<usize>, &'static str) {
+        let reads = request.verb == Verb::Get;
         match self {
-            Self::Collection(table) => (Some(*table), if is_delta(query) { "delta" } else { "page" }),
+            Self::Collection(table) if reads => (Some(*table), if is_delta(&request.query) { "delta" } else { "page" }),
+            Self::Collection(table) => (Some(*table), "create"),
             Self::Count(table) => (Some(*table), "count"),
-            Self::Row(table, _) => (Some(*table), "row"),
+            Self::Row(table, _) => {
+                let kind = match request.verb {
+                    Verb::Get => "row",
+                    Verb::Delete => "delete",
+                    _ if request.headers.get("if-match").is_some() => "update",
+                    _ if request.headers.all("if-none-match").any(|value| value != "null") => "create",
+                    _ => "upsert",
+                };
+                (Some(*table), kind)
+            }
             Self::Content(table, ..) => (Some(*table), "file"),
-            Self::Message(_) => (None, "file"),
+            Self::Property(table, ..) => {
+                // A file is uploaded by PATCH, a value set by PUT (dataverse 6.1, 7.1).
+                (Some(*table), if request.verb == Verb::Patch { "upload" } else { "update" })
+            }
+            Self::Reference { table, .. } => (Some(*table), "link"),
+            Self::Bound { table, name, .. } => {
+                let kind = match name.as_str() {
+                    "CreateMultiple" => "create_multiple",
+                    "UpdateMultiple" => "update_multiple",
+                    "UpsertMultiple" => "upsert_multiple",
+                    "DeleteMultiple" => "delete_multiple",
+                    _ => "message",
+                };
+                (Some(*table), kind)
+            }
+            Self::Message(name) if READING_MESSAGES.contains(&name.as_str()) => (None, "file"),
+            Self::Message(_) => (None, "message"),
+            Self::Batch => (None, "batch"),
             Self::Definitions | Self::Function("RetrieveMetadataChanges") => (None, "metadata"),
             Self::Function(_) | Self::Unknown(_) => (None, "other"),
+        }
+    }
+
+    /// Whether answering may change rows, so that it needs them alone.
+    pub(crate) fn is_write(&self, verb: Verb) -> bool {
+        match self {
+            Self::Message(name) => !READING_MESSAGES.contains(&name.as_str()),
+            Self::Batch => true,
+            _ => verb != Verb::Get,
         }
     }
 }
@@ -148,8 +287,13 @@ pub(crate) fn respond(reader: &Reader<'_>, route: &Route, request: &Request) -> 
         }
         Route::Function("RetrieveMetadataChanges") => metadata::changes(database, reader.url, controls, &options),
         Route::Function(name) => function(reader, name, &options),
-        Route::Unknown(segment) if request.post => Err(Refusal::not_simulated(&format!("Writing through '{segment}'"))),
-        Route::Unknown(segment) => Err(Refusal::no_segment(segment)),
+        Route::Bound { table, key, name } if name == "RetrieveUserPrivileges" => {
+            user_privileges(reader, *table, key.as_deref())
+        }
+        Route::Property(..) => Err(Refusal::not_simulated("Reading a single property")),
+        Route::Reference { .. } => Err(Refusal::not_simulated("Reading references")),
+        Route::Bound { name: segment, .. } | Route::Unknown(segment) => Err(Refusal::no_segment(segment)),
+        Route::Batch => Err(Refusal::no_segment("$batch")),
     }
 }
 

@@ -6,10 +6,15 @@
 
 use std::collections::HashSet;
 
+use crate::answer::write_json_text;
 use crate::catalogue::POINTER;
-use crate::content::{Content, ContentKind};
+use crate::content::ContentKind;
 use crate::database::{Database, RowKey};
 use crate::dice::Dice;
+use crate::follow::{
+    address_columns, base_currency, follow_addresses, follow_currency, follow_names, follow_owner, follow_parent,
+    follow_state, has_active_item, money_columns, reciprocal, would_loop,
+};
 use crate::guid::Guid;
 use crate::schema::{Kind, Slot, Storage, TableDef};
 use crate::values::{Targets, change_time, value};
@@ -33,8 +38,33 @@ pub(crate) fn make(dice: &mut Dice, def: &TableDef, targets: &dyn Targets) -> Ve
             cells[cell] = value(dice, &def.name, column, targets);
         }
     }
-    finish(dice, def, &mut cells);
+    if is_closed_by_message(def) {
+        set(def, &mut cells, "statecode", def.states().first().map(ToString::to_string));
+    }
+    finish_made(dice, def, &mut cells);
     cells
+}
+
+/// Makes dependent cells follow in a row that was made up: its document gets a content and the name of it.
+pub(crate) fn finish_made(dice: &mut Dice, def: &TableDef, cells: &mut [String]) {
+    let document = def.columns.iter().find(|column| column.kind == Kind::Body).and_then(|column| def.cell(&column.name));
+    if let (Some(body), Some(shared)) = (document, def.cell("attachmentid")) {
+        let id = unquoted(&cells[shared]).unwrap_or_else(|| dice.guid());
+        cells[shared] = format!("\"{id}\"");
+        cells[body] = id.to_string();
+    }
+    finish(def, cells);
+    if let Some(body) = document {
+        let content = unquoted(&cells[body]).map(|id| def.contents.find(id, ContentKind::Body));
+        set(def, cells, "filename", content.as_ref().map(|content| quoted(content.name())));
+        set(def, cells, "mimetype", content.as_ref().map(|content| quoted(content.media_type())));
+    }
+}
+
+fn quoted(text: &str) -> String {
+    let mut json = String::with_capacity(text.len() + 2);
+    write_json_text(text, &mut json);
+    json
 }
 
 fn unquoted(cell: &str) -> Option<Guid> {
@@ -42,7 +72,7 @@ fn unquoted(cell: &str) -> Option<Guid> {
 }
 
 /// Makes dependent cells follow the ones they depend on.
-pub(crate) fn finish(dice: &mut Dice, def: &TableDef, cells: &mut [String]) {
+pub(crate) fn finish(def: &TableDef, cells: &mut [String]) {
     for column in &def.columns {
         match (&column.kind, column.slot) {
             (Kind::Money { .. }, Slot::Cell(cell)) => {
@@ -62,20 +92,20 @@ pub(crate) fn finish(dice: &mut Dice, def: &TableDef, cells: &mut [String]) {
             }
             (Kind::File, Slot::Cell(cell)) => {
                 let name =
-                    unquoted(&cells[cell]).map(|id| format!("\"{}\"", Content::new(id, ContentKind::File).name()));
+                    unquoted(&cells[cell]).map(|id| quoted(def.contents.find(id, ContentKind::File).name()));
                 set(def, cells, &format!("{}_name", column.name), name);
             }
             (Kind::Body, Slot::Cell(cell)) => {
                 // Attachments that share a body carry its id (dataverse 7.3).
                 if let Some(shared) = def.cell("attachmentid") {
-                    let id = unquoted(&cells[shared]).unwrap_or_else(|| dice.guid());
-                    cells[shared] = format!("\"{id}\"");
-                    cells[cell] = id.to_string();
+                    match (unquoted(&cells[cell]), unquoted(&cells[shared])) {
+                        (Some(id), _) => cells[shared] = format!("\"{id}\""),
+                        (None, Some(id)) => cells[cell] = id.to_string(),
+                        (None, None) => {}
+                    }
                 }
-                let content = unquoted(&cells[cell]).map(|id| Content::new(id, ContentKind::Body));
-                set(def, cells, "filesize", content.map(|content| content.size().to_string()));
-                set(def, cells, "filename", content.map(|content| format!("\"{}\"", content.name())));
-                set(def, cells, "mimetype", content.map(|content| format!("\"{}\"", content.media_type())));
+                let content = unquoted(&cells[cell]).map(|id| def.contents.find(id, ContentKind::Body));
+                set(def, cells, "filesize", content.as_ref().map(|content| content.size().to_string()));
                 set(def, cells, "isdocument", Some(content.is_some().to_string()));
             }
             (Kind::EntityName, Slot::Cell(cell)) => {
@@ -110,32 +140,70 @@ pub(crate) fn new_key(dice: &mut Dice, def: &TableDef) -> RowKey {
 
 /// Stores a new row and the rows that come into being with it.
 pub(crate) fn create(database: &mut Database, dice: &mut Dice, table: usize, key: RowKey, mut cells: Vec<String>) {
+    settle(database, table, &key, None, &mut cells);
     let def = &database.tables[table].def;
-    // Two addresses with an account, here one with a contact, filled or not (dataverse 8.1).
-    let addresses: u32 = match def.name.as_str() {
-        "account" => 2,
-        "contact" => 1,
-        _ => 0,
-    };
     let parent = format!("{}{}", key.id, def.name);
     let mut born = Vec::new();
-    for number in 1..=addresses {
+    // Addresses come with an account or contact, filled or not (dataverse 8.1).
+    for number in 1_u32.. {
+        let Some(cell) = def.cell(&format!("address{number}_addressid")) else { break };
         let id = dice.guid();
-        set(def, &mut cells, &format!("address{number}_addressid"), Some(format!("\"{id}\"")));
-        let city = def.cell(&format!("address{number}_city")).map(|cell| cells[cell].clone()).unwrap_or_default();
-        born.push((id, number, city));
+        cells[cell] = format!("\"{id}\"");
+        born.push((id, number));
     }
-    database.put(table, key, &cells);
+    let is_connection = def.name == "connection";
+    database.put(table, key.clone(), &cells);
+    if is_connection {
+        let id = dice.guid();
+        reciprocal(database, table, &key, id);
+    }
     let Some(address) = database.table("customeraddress").filter(|_| !born.is_empty()) else { return };
-    for (id, number, city) in born {
+    for (id, number) in born {
         let def = &database.tables[address].def;
-        let mut cells = make(dice, def, database);
-        set(def, &mut cells, "parentid", Some(parent.clone()));
-        set(def, &mut cells, "addressnumber", Some(number.to_string()));
-        set(def, &mut cells, "city", Some(city));
-        finish(dice, def, &mut cells);
-        database.put(address, id.into(), &cells);
+        let mut row = make(dice, def, database);
+        for (from, to) in address_columns(&database.tables[table].def, def, number) {
+            row[to].clone_from(&cells[from]);
+        }
+        set(def, &mut row, "parentid", Some(parent.clone()));
+        set(def, &mut row, "addressnumber", Some(number.to_string()));
+        finish(def, &mut row);
+        database.put(address, id.into(), &row);
     }
+}
+
+/// Tables that a message closes, which leaves a row behind (dataverse 6.5); chance alone does not.
+fn is_closed_by_message(def: &TableDef) -> bool {
+    matches!(def.name.as_str(), "opportunity" | "incident" | "quote" | "salesorder")
+}
+
+/// Makes random cells agree with the rest of the environment.
+fn settle(database: &Database, table: usize, key: &RowKey, before: Option<&[String]>, cells: &mut [String]) {
+    let entry = &database.tables[table];
+    let def = &entry.def;
+    if let (true, Some(before), Some(state)) = (is_closed_by_message(def), before, def.cell("statecode")) {
+        cells[state].clone_from(&before[state]);
+    }
+    follow_state(def, cells);
+    if let Some(object) = def.cell("objectid").filter(|_| def.name == "queueitem" && before.is_none())
+        && has_active_item(database, table, &cells[object])
+    {
+        set(def, cells, "statecode", Some("1".to_owned()));
+        follow_state(def, cells);
+    }
+    for column in def.columns.iter().filter(|column| def.is_hierarchical(column)) {
+        if let Some(cell) = def.cell(&column.name)
+            && would_loop(entry, cell, key.id, &cells[cell])
+        {
+            cells[cell] = before.map(|before| before[cell].clone()).unwrap_or_default();
+        }
+    }
+    let has_money = money_columns(def).any(|(amount, ..)| !cells[amount].is_empty());
+    if let Some(currency) = def.cell("transactioncurrencyid").filter(|cell| has_money && cells[*cell].is_empty()) {
+        cells[currency] = base_currency(database).unwrap_or_default();
+    }
+    follow_owner(database, def, cells);
+    follow_currency(database, def, cells);
+    follow_names(database, def, cells);
 }
 
 /// Gives a row new values in some writable columns.
@@ -147,16 +215,19 @@ pub(crate) fn change(database: &mut Database, dice: &mut Dice, table: usize, key
     if writable.is_empty() {
         return false;
     }
+    let before = cells.clone();
     for _ in 0..=dice.index(4) {
         let column = &def.columns[*dice.pick(&writable)];
         if let Slot::Cell(cell) | Slot::Thumbnail(cell) = column.slot {
             cells[cell] = value(dice, &def.name, column, database);
         }
     }
-    finish(dice, def, &mut cells);
+    finish_made(dice, def, &mut cells);
+    settle(database, table, key, Some(&before), &mut cells);
     set(def, &mut cells, "modifiedon", Some(change_time(database.version + 1)));
     database.put(table, key.clone(), &cells);
-    follow_address(database, table, key);
+    follow_addresses(database, table, key);
+    follow_parent(database, table, key);
     true
 }
 
@@ -166,6 +237,8 @@ fn is_changeable(def: &TableDef, index: usize) -> bool {
     column.writable
         && matches!(column.slot, Slot::Cell(_) | Slot::Thumbnail(_))
         && !column.name.ends_with("_addressid")
+        && def.key.as_deref() != Some(column.name.as_str())
+        && !(def.name == "queueitem" && matches!(column.name.as_str(), "objectid" | "statecode"))
         && !matches!(
             column.name.as_str(),
             "addressnumber"
@@ -173,24 +246,10 @@ fn is_changeable(def: &TableDef, index: usize) -> bool {
                 | "overriddencreatedon"
                 | "azureactivedirectoryobjectid"
                 | "applicationid"
+                | "record1id"
+                | "record2id"
                 | "ttlinseconds"
         )
-}
-
-/// A change of an embedded address changes the address row (dataverse 8.1).
-fn follow_address(database: &mut Database, table: usize, key: &RowKey) {
-    let def = &database.tables[table].def;
-    let (Some(id), Some(city)) = (def.cell("address1_addressid"), def.cell("address1_city")) else { return };
-    let Some(row) = database.tables[table].rows.get(key) else { return };
-    let (Some(id), city) = (unquoted(row.cell(id)), row.cell(city).to_owned()) else { return };
-    let Some(address) = database.table("customeraddress") else { return };
-    let same = database.tables[address]
-        .rows
-        .get(&id.into())
-        .is_none_or(|row| database.tables[address].def.cell("city").is_some_and(|cell| row.cell(cell) == city));
-    if !same {
-        database.update(address, &id.into(), |def, cells| set(def, cells, "city", Some(city)));
-    }
 }
 
 /// What removing rows did to the rest.
@@ -200,6 +259,8 @@ pub(crate) struct Removed {
     pub(crate) deleted: Vec<usize>,
     /// Table of each row whose lookup was cleared.
     pub(crate) unlinked: Vec<usize>,
+    /// Table of each row that should have kept its parent from going (dataverse 6.14).
+    pub(crate) restricted: Vec<usize>,
 }
 
 /// Deletes rows with everything that goes with them; other lookups to them are cleared (dataverse 6.14).
@@ -224,6 +285,17 @@ pub(crate) fn remove(database: &mut Database, doomed: Vec<(usize, RowKey)>) -> R
     result
 }
 
+/// Whether another row keeps this one from being deleted (dataverse 6.14).
+pub(crate) fn is_held(database: &Database, table: usize, key: &RowKey) -> bool {
+    let name = &database.tables[table].def.name;
+    let value = format!("{}{name}", key.id);
+    database.tables.iter().any(|holder| {
+        let cells = holder.def.columns.iter().filter(|column| column.restricts && column.kind.targets().contains(name));
+        let cells: Vec<usize> = cells.filter_map(|column| holder.def.cell(&column.name)).collect();
+        !cells.is_empty() && holder.rows.values().any(|row| cells.iter().any(|cell| row.cell(*cell) == value))
+    })
+}
+
 fn children(database: &mut Database, ids: &HashSet<Guid>, result: &mut Removed) -> Vec<(usize, RowKey)> {
     let mut next = Vec::new();
     let mut cleared = Vec::new();
@@ -234,15 +306,15 @@ fn children(database: &mut Database, ids: &HashSet<Guid>, result: &mut Removed) 
         }
         let ends: Vec<&str> =
             table.def.ends.iter().flat_map(|ends| [ends.first.1.as_str(), ends.second.1.as_str()]).collect();
-        let references: Vec<(usize, bool)> = table
+        let references: Vec<(usize, bool, bool)> = table
             .def
             .columns
             .iter()
             .filter_map(|column| match (&column.kind, column.slot) {
                 (Kind::Lookup { cascade, .. } | Kind::Customer { cascade, .. }, Slot::Cell(cell)) => {
-                    Some((cell, *cascade))
+                    Some((cell, *cascade, column.restricts))
                 }
-                (Kind::Guid, Slot::Cell(cell)) if ends.contains(&column.name.as_str()) => Some((cell, true)),
+                (Kind::Guid, Slot::Cell(cell)) if ends.contains(&column.name.as_str()) => Some((cell, true, false)),
                 _ => None,
             })
             .collect();
@@ -251,17 +323,21 @@ fn children(database: &mut Database, ids: &HashSet<Guid>, result: &mut Removed) 
         }
         for (key, row) in &table.rows {
             let mut clear = Vec::new();
-            let mut goes = false;
-            for (cell, cascade) in &references {
+            let (mut goes, mut holds) = (false, false);
+            for (cell, cascade, restricts) in &references {
                 let text = row.cell(*cell).trim_start_matches('"');
                 if text.get(..36).and_then(Guid::parse).is_some_and(|id| ids.contains(&id)) {
                     goes |= *cascade;
+                    holds |= *restricts;
                     clear.push(*cell);
                 }
             }
             if goes {
                 next.push((index, key.clone()));
             } else if !clear.is_empty() {
+                if holds {
+                    result.restricted.push(index);
+                }
                 cleared.push((index, key.clone(), clear));
             }
         }

@@ -11,14 +11,18 @@
 //! | `memo2000` | long text |
 //! | `int` `big` `dec10` `dbl` `money4` `bool` | numbers and yes/no |
 //! | `dt` `dtdate` `date` `tzi` | UserLocal, UserLocal with date format, DateOnly, TimeZoneIndependent |
-//! | `opt(1,2,3)` `multi(1,2,5)` `state(0,1)` `status(1,2)` | choices |
+//! | `opt(1,2,3)` `multi(1,2,5)` | choices |
+//! | `state(0,1)` `status(1@0,2@1)` | state, the initial one first; statuses with their state, its default first |
 //! | `->a\|b` `=>a\|b` | lookup; with `=` the row goes with its parent |
 //! | `guid` `image` `file` `body` `entityname` `party` | the rest |
 //!
-//! A trailing `*` marks the primary name, `^` a column the service sets, `%` a calculated and `$` a secured one.
+//! A trailing `*` marks the primary name, `^` a column the service sets, `%` a calculated and `$` a secured one,
+//! `!` one that cannot be null; `&` hands the owner of the parent down to the row, `#` keeps the parent from being
+//! deleted (dataverse 6.14).
 
 use std::fmt::Write as _;
 
+use crate::content::Contents;
 use crate::dice::named_guid;
 use crate::guid::Guid;
 
@@ -71,6 +75,8 @@ pub(crate) enum Kind {
     },
     Status {
         values: Vec<i32>,
+        /// The state of each value.
+        states: Vec<i32>,
     },
     Guid,
     Image,
@@ -124,6 +130,12 @@ pub(crate) struct Column {
     pub(crate) writable: bool,
     pub(crate) secured: bool,
     pub(crate) calculated: bool,
+    /// `SystemRequired`.
+    pub(crate) required: bool,
+    /// Assigning the parent assigns the row.
+    pub(crate) assigns: bool,
+    /// The parent cannot be deleted while the row is there.
+    pub(crate) restricts: bool,
     pub(crate) number: u32,
 }
 
@@ -149,6 +161,9 @@ pub(crate) fn schema_name(logical: &str) -> String {
     let first = letters.next().map(|letter| letter.to_ascii_uppercase()).unwrap_or_default();
     format!("{prefix}{first}{}", letters.as_str())
 }
+
+/// Marks after the type of a column.
+const FLAGS: [char; 7] = ['*', '^', '$', '%', '!', '&', '#'];
 
 /// Where the rows of a table live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,8 +225,14 @@ pub(crate) struct TableDef {
     pub(crate) type_code: u32,
     /// Alternate key columns.
     pub(crate) key: Option<String>,
+    /// `IsOptimisticConcurrencyEnabled` (dataverse 6.13).
+    pub(crate) concurrency: bool,
+    /// CreateMultiple and UpdateMultiple are offered (dataverse 6.12).
+    pub(crate) bulk: bool,
     /// Schema version of the last change, for RetrieveMetadataChanges.
     pub(crate) changed_at: u64,
+    /// What was uploaded to the environment; file, image and body cells hold ids into it.
+    pub(crate) contents: Contents,
 }
 
 impl TableDef {
@@ -233,7 +254,10 @@ impl TableDef {
             operational: false,
             type_code: 0,
             key: None,
+            concurrency: true,
+            bulk: false,
             changed_at: 1,
+            contents: Contents::default(),
         };
         table.push(primary_id, Kind::Guid, Slot::Key);
         table
@@ -250,6 +274,9 @@ impl TableDef {
             writable: slot != Slot::Version,
             secured: false,
             calculated: false,
+            required: false,
+            assigns: false,
+            restricts: false,
             number,
         });
         self.columns.last_mut().expect("a column was pushed above")
@@ -275,8 +302,9 @@ impl TableDef {
 
     fn add_one(&mut self, word: &str) {
         let (name, code) = word.split_once(':').expect("a column is written name:type");
-        let flags = code.trim_start_matches(|letter: char| !matches!(letter, '*' | '^' | '$' | '%'));
-        let kind = parse_kind(code.trim_end_matches(['*', '^', '$', '%']));
+        let code_end = code.trim_end_matches(FLAGS).len();
+        let (code, flags) = code.split_at(code_end);
+        let kind = parse_kind(code);
         if flags.contains('*') {
             self.primary_name = Some(name.to_owned());
         }
@@ -290,6 +318,9 @@ impl TableDef {
         column.writable = !flags.contains(['^', '%']);
         column.secured = flags.contains('$');
         column.calculated = flags.contains('%');
+        column.required = flags.contains('!');
+        column.assigns = flags.contains('&');
+        column.restricts = flags.contains('#');
         self.derive(name, &kind, slot);
     }
 
@@ -343,7 +374,7 @@ impl TableDef {
         match ownership {
             Ownership::User => {
                 let slot = self.next_cell();
-                self.push("ownerid", Kind::Owner, slot);
+                self.push("ownerid", Kind::Owner, slot).required = true;
                 self.derive("ownerid", &Kind::Owner, slot);
                 self.add("owningbusinessunit:->businessunit^ owninguser:->systemuser^ owningteam:->team^");
             }
@@ -384,6 +415,29 @@ impl TableDef {
         self.columns.iter().find(|column| column.name == name)
     }
 
+    /// States, the initial one first; empty for a table without.
+    pub(crate) fn states(&self) -> &[i32] {
+        match self.column("statecode").map(|column| &column.kind) {
+            Some(Kind::State { values }) => values,
+            _ => &[],
+        }
+    }
+
+    /// Statuses of a state, the default one first.
+    pub(crate) fn statuses(&self, state: i32) -> impl Iterator<Item = i32> {
+        let (values, states): (&[i32], &[i32]) = match self.column("statuscode").map(|column| &column.kind) {
+            Some(Kind::Status { values, states }) => (values, states),
+            _ => (&[], &[]),
+        };
+        values.iter().zip(states).filter(move |(_, of)| **of == state).map(|(value, _)| *value)
+    }
+
+    /// Whether a lookup leads to the parent in a hierarchy of the table's own rows (dataverse 8.14).
+    pub(crate) fn is_hierarchical(&self, column: &Column) -> bool {
+        column.kind.targets() == [self.name.as_str()]
+            && column.name.strip_prefix("new_").unwrap_or(&column.name).starts_with("parent")
+    }
+
     pub(crate) fn is_intersect(&self) -> bool {
         self.ends.is_some()
     }
@@ -408,6 +462,16 @@ impl TableDef {
             _ => name.clone(),
         }
     }
+}
+
+fn statuses(code: &str) -> Option<Kind> {
+    let inside = code.strip_prefix("status(")?.strip_suffix(')')?;
+    let pairs = inside.split(',').filter_map(|pair| {
+        let (value, state) = pair.split_once('@')?;
+        Some((value.parse().ok()?, state.parse().ok()?))
+    });
+    let (values, states) = pairs.unzip();
+    Some(Kind::Status { values, states })
 }
 
 fn parse_kind(code: &str) -> Kind {
@@ -453,7 +517,7 @@ fn parse_kind(code: &str) -> Kind {
             .or_else(|| list("opt").map(|values| Kind::Choice { values }))
             .or_else(|| list("multi").map(|values| Kind::MultiChoice { values }))
             .or_else(|| list("state").map(|values| Kind::State { values }))
-            .or_else(|| list("status").map(|values| Kind::Status { values }))
+            .or_else(|| statuses(code))
             .or_else(|| number("memo").map(|max| Kind::Memo { max }))
             .or_else(|| number("money").map(|precision| Kind::Money { precision }))
             .or_else(|| number("dec").map(|precision| Kind::Decimal { precision }))

@@ -27,12 +27,15 @@ use crate::dice::{mix, mix_text, named_guid};
 use crate::edits::change_schema;
 use crate::query::Prefer;
 use crate::read::Reader;
-use crate::route::{Request, Route, respond};
+use crate::route::{Headers, Request, Route, Verb, respond};
 use crate::shared::{InFlight, Numbered, Shared};
-use crate::{control, entra};
+use crate::write::{self, WriteContext};
+use crate::{control, entra, graph};
 
-/// Bodies of requests are small messages.
-const REQUEST_BYTES_MAX: usize = 1 << 20;
+/// The largest upload in one request, and with it the largest body (dataverse 5.5).
+const REQUEST_BYTES_MAX: usize = 128 << 20;
+/// What of a body tells two requests apart.
+const TELLING_BYTES_MAX: usize = 64 << 10;
 /// Longest URL (dataverse 1.1).
 const URL_LENGTH_MAX: usize = 32_768;
 /// Smaller answers are not worth compressing.
@@ -57,29 +60,14 @@ async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpRequest<Body
         return send(control::answer(&shared, parts.method == Method::POST, rest, &query, &body), None);
     }
     if let Some(rest) = path.strip_prefix("/entra/") {
-        return send(authority(&shared, parts.method == Method::POST, rest, &body), None);
+        let (answer, fault) = entra::answer(&shared, &parts.method, rest, &query, &parts.headers, &body).await;
+        return send(answer, fault);
+    }
+    if let Some(rest) = path.strip_prefix("/graph/") {
+        let (answer, fault) = graph::answer(&shared, &parts.method, rest, &query, &parts.headers).await;
+        return send(answer, fault);
     }
     environment(shared, parts.method, &parts.headers, &path, &query, body).await
-}
-
-fn authority(shared: &Arc<Shared>, post: bool, path: &str, body: &[u8]) -> Answer {
-    let (tenant, rest) = path.split_once('/').unwrap_or((path, ""));
-    if rest.ends_with("/.well-known/openid-configuration") {
-        return entra::openid_configuration(&shared.url);
-    }
-    if !post || !rest.ends_with("oauth2/v2.0/token") {
-        return Answer::empty(404);
-    }
-    let wall = shared.now().as_second();
-    let form = String::from_utf8_lossy(body);
-    let mut state = shared.state();
-    let answer =
-        state.authority.token(&shared.url, tenant, &form, &shared.config.secret, shared.config.token_lifetime, wall);
-    let counts = &mut state.counter.stats;
-    counts.requests += 1;
-    *counts.by_kind.entry("token".to_owned()).or_default() += 1;
-    *counts.by_status.entry(answer.status).or_default() += 1;
-    answer
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -95,23 +83,26 @@ async fn environment(
     body: Bytes,
 ) -> Response<Body> {
     let mut in_flight = InFlight::begin(&shared);
-    let post = method == Method::POST;
+    let verb = Verb::parse(method.as_str());
     let gzip = shared.config.gzip && text(headers, "accept-encoding").is_some_and(|value| value.contains("gzip"));
     let link = if query.is_empty() { format!("{}{path}", shared.url) } else { format!("{}{path}?{query}", shared.url) };
     let prefer = Prefer::parse(headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok()));
     let request = Request {
-        post,
+        verb: verb.unwrap_or_default(),
+        headers: Headers::new(
+            headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?))),
+        ),
         path: Request::strip_path(path).unwrap_or_default(),
         query: query.to_owned(),
         prefer,
         range: text(headers, "range").map(str::to_owned),
-        body: body.to_vec(),
+        body,
         link,
     };
     let (route, table, kind) = {
         let database = shared.read();
         let route = request.route(&database);
-        let (table, kind) = route.describe(query);
+        let (table, kind) = route.describe(&request);
         (route, table.map(|table| database.tables[table].def.name.clone()), kind)
     };
     let (numbered, user) = admit(&shared, headers, &mut in_flight, table.as_deref(), kind);
@@ -120,38 +111,31 @@ async fn environment(
         Err(answer) => answer,
         Ok(user) => {
             tokio::time::sleep(shared.config.latency).await;
-            let sound = Request::strip_path(path).is_some();
-            if !sound || !(post || method == Method::GET) {
-                // Writing is left out, and says so (dataverse 1.5 for a wrong path).
-                let refusal = if sound {
-                    Refusal::not_simulated("Writing")
-                } else {
-                    Refusal::new(
-                        404,
-                        "",
-                        format!("No HTTP resource was found that matches the request URI '{}'.", request.link),
-                    )
-                };
-                refusal.into_answer()
+            if verb.is_none() || Request::strip_path(path).is_none() {
+                let text = format!("No HTTP resource was found that matches the request URI '{}'.", request.link);
+                Refusal::new(404, "", text).into_answer()
             } else if request.link.len() > URL_LENGTH_MAX {
                 Answer::empty(414)
             } else if let Some(instead) = numbered.fault.and_then(FaultKind::instead) {
                 instead
             } else {
-                produce(&shared, request.clone(), route, user, numbered).await
+                produce(&shared, request.clone(), route, user, numbered, &mut in_flight).await
             }
         }
     };
+    let telling = &request.body[..request.body.len().min(TELLING_BYTES_MAX)];
     let served = mix_text(&request.link)
         ^ mix(mix_text(request.range.as_deref().unwrap_or_default()))
-        ^ mix(mix_text(&String::from_utf8_lossy(&request.body)));
+        ^ mix(mix_text(&String::from_utf8_lossy(telling)) ^ request.verb as u64);
     finish(&shared, &mut answer, known, numbered, served);
-    // A text or a thumbnail names no size: nobody could tell.
+    // A thumbnail names no size: nobody could tell. Of the text of a note its row does.
+    let note = answer.media_type == "text/plain" && request.link.contains("/$value");
     let telling = answer.media_type.starts_with("application/json")
         || answer.headers.iter().any(|(name, _)| *name == "x-ms-file-size");
-    if numbered.fault == Some(FaultKind::TruncatedJson) && telling {
-        // Whole for HTTP, half for JSON.
-        answer.body.truncate(answer.body.len() * 3 / 5);
+    if numbered.fault == Some(FaultKind::TruncatedJson) && (telling || note) {
+        // Whole for HTTP, half for JSON; base64 that ends after a group of four looks whole.
+        let half = answer.body.len() * 3 / 5;
+        answer.body.truncate(if note { half / 4 * 4 } else { half });
     }
     let answer = compress(answer, gzip).await;
     shared.state().counter.stats.bytes_sent += answer.body.len() as u64;
@@ -188,17 +172,12 @@ fn admit(
         state.authority.revoke_all();
     }
     let token = text(headers, "authorization").and_then(|value| value.strip_prefix("Bearer "));
-    let Some(user) = token.and_then(|token| state.authority.check(token, now)) else {
-        // Where to sign in, and nothing else (dataverse 9.1).
-        let where_to = format!(
-            "Bearer authorization_uri={}/entra/{}/oauth2/authorize, resource_id={}/",
-            shared.url,
-            entra::tenant(),
-            shared.url
-        );
-        return (numbered, Err(Answer::empty(401).with("WWW-Authenticate", where_to)));
+    let caller = match state.authority.admit(token) {
+        Ok(caller) => caller,
+        Err(answer) => return (numbered, Err(answer)),
     };
-    *state.counter.stats.by_client.entry(crate::dataset::client_id(user)).or_default() += 1;
+    let user = caller.user;
+    *state.counter.stats.by_client.entry(caller.client).or_default() += 1;
     if let Some(limits) = &state.limits
         && let Err(turned) = state.windows[user].admit(limits, now)
     {
@@ -211,7 +190,14 @@ fn admit(
     (numbered, Ok(user))
 }
 
-async fn produce(shared: &Arc<Shared>, request: Request, route: Route, user: usize, numbered: Numbered) -> Answer {
+async fn produce(
+    shared: &Arc<Shared>,
+    request: Request,
+    route: Route,
+    user: usize,
+    numbered: Numbered,
+    in_flight: &mut InFlight,
+) -> Answer {
     match numbered.fault {
         Some(FaultKind::SchemaChanged) => {
             change_schema(&mut shared.write(), shared.config.seed ^ numbered.number);
@@ -222,6 +208,15 @@ async fn produce(shared: &Arc<Shared>, request: Request, route: Route, user: usi
     let shared = Arc::clone(shared);
     let made = tokio::task::spawn_blocking(move || {
         let (now, controls): (_, Arc<Controls>) = (shared.now(), Arc::clone(&shared.state().controls));
+        if route.is_write(request.verb) {
+            let mut database = shared.write();
+            let mut context = WriteContext::new(&mut database, &shared, controls, now, user, numbered.fault);
+            let answer = write::respond(&mut context, &route, &request);
+            let tally = context.finish();
+            let parts = tally.parts.max(1);
+            shared.state().counter.stats.add_writes(tally);
+            return (answer, parts);
+        }
         let database = shared.read();
         let reader = Reader {
             database: &database,
@@ -234,16 +229,20 @@ async fn produce(shared: &Arc<Shared>, request: Request, route: Route, user: usi
             fault: numbered.fault.and_then(FaultKind::page),
             own_link: &request.link,
         };
-        respond(&reader, &route, &request).unwrap_or_else(Refusal::into_answer)
+        (respond(&reader, &route, &request).unwrap_or_else(Refusal::into_answer), 1)
     });
-    made.await
-        .unwrap_or_else(|error| Refusal::new(500, "0x80040216", format!("The simulator failed: {error}")).into_answer())
+    let (answer, parts) = made.await.unwrap_or_else(|error| {
+        (Refusal::new(500, "0x80040216", format!("The simulator failed: {error}")).into_answer(), 1)
+    });
+    in_flight.parts = parts;
+    answer
 }
 
 /// Headers of every answer of the environment, and the books.
 fn finish(shared: &Shared, answer: &mut Answer, user: Option<usize>, numbered: Numbered, url: u64) {
     let request_id = named_guid(&format!("request {} {}", shared.config.seed, numbered.number)).to_string();
     let mut state = shared.state();
+    answer.headers.extend(state.authority.date().map(|date| ("Date", date)));
     answer.headers.push(("OData-Version", "4.0".to_owned()));
     answer.headers.push(("x-ms-service-request-id", request_id.clone()));
     answer.headers.push(("REQ_ID", request_id));

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use crate::access::Controls;
 use crate::config::{Config, FaultKind, Limits};
 use crate::database::Database;
-use crate::dataset::APPLICATIONS;
+use crate::dataset::CALLERS;
 use crate::entra::Authority;
 use crate::faults::FaultState;
 use crate::limits::Window;
@@ -24,7 +24,7 @@ pub(crate) struct State {
     pub(crate) authority: Authority,
     pub(crate) faults: FaultState,
     pub(crate) limits: Option<Limits>,
-    pub(crate) windows: [Window; APPLICATIONS],
+    pub(crate) windows: [Window; CALLERS],
     pub(crate) counter: Counter,
     /// How far the simulated clock is ahead of the real one.
     pub(crate) ahead: Duration,
@@ -41,11 +41,9 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(config: Config, url: String, database: Database) -> Self {
-        let mut authority = Authority::default();
-        authority.unavailable = config.faults.token_unavailable;
         let state = State {
             controls: Arc::new(Controls { expiry_days: config.change_tracking_expiry_days, ..Controls::default() }),
-            authority,
+            authority: Authority::new(&url, &config),
             faults: FaultState::new(config.faults.clone()),
             limits: config.limits.clone(),
             windows: std::array::from_fn(|_| Window::default()),
@@ -89,18 +87,20 @@ pub(crate) struct InFlight {
     shared: Arc<Shared>,
     /// The application user whose window it was admitted to.
     pub(crate) user: Option<usize>,
+    /// How many operations it holds; each costs execution time (dataverse 5.1).
+    pub(crate) parts: u32,
 }
 
 impl InFlight {
     pub(crate) fn begin(shared: &Arc<Shared>) -> Self {
         shared.state().counter.begin();
-        Self { shared: Arc::clone(shared), user: None }
+        Self { shared: Arc::clone(shared), user: None, parts: 1 }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let execution = self.shared.execution();
+        let execution = self.shared.execution() * self.parts;
         let mut state = self.shared.state();
         state.counter.in_flight -= 1;
         if let Some(user) = self.user {

@@ -18,10 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalogue::BIG;
 use crate::config::{Config, Faults, Limits};
-use crate::content::{Content, ContentKind, has_full_image};
+use crate::content::ContentKind;
 use crate::database::RowView;
 use crate::dataset::{APPLICATIONS, build, client_id};
 use crate::edits::{EditSummary, SchemaChange, change_schema, edit};
+use crate::entra::steer::Entra;
 use crate::entra::tenant;
 use crate::faults::FaultState;
 use crate::guid::Guid;
@@ -214,15 +215,22 @@ impl Handle {
                 table.scan(Bound::Unbounded, |key, row| {
                     if let RowView::Stored(row) = row
                         && let Some(id) = Guid::parse(row.cell(cell).trim_matches('"'))
-                        && (kind != ContentKind::Image || has_full_image(id))
                     {
-                        let content = Content::new(id, kind);
+                        let content = table.def.contents.find(id, kind);
+                        if kind == ContentKind::Image && !content.has_full_image() {
+                            return true;
+                        }
+                        // The document of a note is named by a column of the note (dataverse 7.3).
+                        let name = match table.def.cell("filename").filter(|_| kind == ContentKind::Body) {
+                            Some(cell) => serde_json::from_str(row.cell(cell)).unwrap_or_default(),
+                            None => content.name().to_owned(),
+                        };
                         files.push(OracleFile {
                             table: table.def.name.clone(),
                             row: key.id.to_string(),
                             column: column.name.clone(),
-                            name: content.name().to_owned(),
-                            bytes: content.bytes(),
+                            name,
+                            bytes: content.bytes().to_vec(),
                         });
                     }
                     true
@@ -342,17 +350,30 @@ impl Handle {
 
     /// The client secret has expired (AADSTS7000222).
     pub fn expire_secret(&self) {
-        self.shared.state().authority.secret_expired = true;
+        self.shared.state().authority.expire_secrets(true);
     }
 
     /// The secret works again.
     pub fn renew_secret(&self) {
-        self.shared.state().authority.secret_expired = false;
+        self.shared.state().authority.expire_secrets(false);
     }
 
     /// Moves the simulated clock, which dates delta tokens; access tokens and limits keep to the real one.
     pub fn advance(&self, time: Duration) {
         self.shared.state().ahead += time;
+    }
+
+    /// Moves the simulated clock as [`Handle::advance`] does, and that of the sign-in side with it: access tokens, codes,
+    /// refresh tokens and secrets grow older, and `Date` headers say so. Limits keep to the real clock.
+    pub fn pass_time(&self, time: Duration) {
+        let mut state = self.shared.state();
+        state.ahead += time;
+        state.authority.pass(time);
+    }
+
+    /// The controls of sign-in, directory and Graph.
+    pub fn entra(&self) -> Entra {
+        Entra::new(Arc::clone(&self.shared))
     }
 
     /// Row count by table, of readable tables.

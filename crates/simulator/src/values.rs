@@ -137,7 +137,7 @@ pub(crate) fn value(dice: &mut Dice, table: &str, column: &Column, targets: &dyn
         }
         // Now and then a number that is no longer an option still reads back (dataverse 2.2).
         Kind::Choice { .. } if odd => "727000009".to_owned(),
-        Kind::Choice { values } | Kind::State { values } | Kind::Status { values } => dice.pick(values).to_string(),
+        Kind::Choice { values } | Kind::State { values } | Kind::Status { values, .. } => dice.pick(values).to_string(),
         Kind::MultiChoice { values } => {
             let mut chosen: Vec<String> = values.iter().filter(|_| dice.chance(400)).map(ToString::to_string).collect();
             if chosen.is_empty() {
@@ -155,6 +155,7 @@ pub(crate) fn value(dice: &mut Dice, table: &str, column: &Column, targets: &dyn
 
 fn null_chance(column: &Column) -> u64 {
     match &column.kind {
+        _ if column.required => 0,
         Kind::Owner | Kind::State { .. } | Kind::Status { .. } | Kind::EntityName => 0,
         _ if matches!(
             column.name.as_str(),
@@ -282,8 +283,8 @@ fn date(dice: &mut Dice, behavior: DateBehavior, odd: bool) -> String {
 
 /// Time of the change with this version: the simulated clock ticks once per change.
 pub(crate) fn change_time(version: u64) -> String {
-    // 2025-01-01T00:00:00Z, late enough to follow every made-up date of creation.
-    const START: i64 = 1_735_689_600;
+    // 2026-01-01T00:00:00Z, late enough to follow every made-up date of creation.
+    const START: i64 = 1_767_225_600;
     let second = i64::try_from(version).unwrap_or(0) % 10_000_000;
     let stamp = jiff::Timestamp::from_second(START + second).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     let mut text = String::with_capacity(24);

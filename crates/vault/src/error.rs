@@ -143,7 +143,11 @@ impl Diagnose for VaultError {
         match self {
             Self::Store { source, .. } => source.kind(),
             Self::Damaged { .. } => FaultKind::Damage,
-            Self::Key(_) | Self::NotAVault { .. } | Self::NoSnapshot { .. } | Self::NoTable { .. } => FaultKind::Usage,
+            Self::Key(_)
+            | Self::NoKey { .. }
+            | Self::NotAVault { .. }
+            | Self::NoSnapshot { .. }
+            | Self::NoTable { .. } => FaultKind::Usage,
             Self::Cancelled => FaultKind::Cancelled,
             _ => FaultKind::Failed,
         }

@@ -20,6 +20,7 @@ mod liveness;
 mod manifest;
 mod names;
 mod reader;
+mod restore_record;
 mod segment;
 mod sorted;
 mod table;
@@ -39,6 +40,7 @@ pub use manifest::{
 };
 pub use names::{content as content_name, is_environment_name, segment as segment_name};
 pub use reader::SegmentReader;
+pub use restore_record::RestoreRecord;
 pub use segment::{FRAME_BYTES, FinishedSegment, SegmentWriter};
 pub use table::TableReader;
 pub use upload::sha256_hex;

@@ -1,10 +1,11 @@
 //! Names of the objects of a vault. The only place that spells a path.
 
-use dynavault_model::{SegmentId, SnapshotId};
+use dynavault_model::{RunId, SegmentId, SnapshotId};
 use dynavault_store::BlobName;
 
 use crate::crypt::ENCRYPTED_SUFFIX;
 use crate::manifest::{SegmentInfo, SegmentKind};
+use crate::restore_record::RestoreRecord;
 
 /// `dynavault.json`.
 pub(crate) fn description() -> BlobName {
@@ -33,13 +34,18 @@ pub(crate) fn schema(environment: &str, hash: &str, encrypted: bool) -> BlobName
     name(format!("environments/{environment}/schemas/{hash}.json.zst{}", suffix(encrypted)))
 }
 
+/// Prefix of a table's segments.
+pub(crate) fn segments(environment: &str, table: &str) -> String {
+    format!("environments/{environment}/tables/{table}/")
+}
+
 fn segment_of(environment: &str, table: &str, id: SegmentId, kind: SegmentKind, encrypted: bool) -> BlobName {
     let kind = match kind {
         SegmentKind::Rows => "",
         SegmentKind::Deleted => ".deleted",
         SegmentKind::Content => ".content",
     };
-    name(format!("environments/{environment}/tables/{table}/{id}{kind}.jsonl.zst{}", suffix(encrypted)))
+    name(format!("{}{id}{kind}.jsonl.zst{}", segments(environment, table), suffix(encrypted)))
 }
 
 pub(crate) fn new_segment(
@@ -61,6 +67,12 @@ pub fn segment(environment: &str, table: &str, info: &SegmentInfo) -> BlobName {
 pub fn content(environment: &str, sha256: &str, encrypted: bool) -> BlobName {
     let folder = sha256.get(..2).unwrap_or("00");
     name(format!("environments/{environment}/content/{folder}/{sha256}{}", suffix(encrypted)))
+}
+
+/// Name of what a restore run leaves behind.
+pub(crate) fn restore_record(environment: &str, run: RunId, record: RestoreRecord, encrypted: bool) -> BlobName {
+    let file = record.file();
+    name(format!("environments/{environment}/restores/{run}/{file}.jsonl.zst{}", suffix(encrypted)))
 }
 
 /// Name of an environment's lock.

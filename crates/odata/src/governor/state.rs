@@ -82,10 +82,14 @@ pub enum RequestKind {
     Page,
     /// Bytes of a file.
     Content,
+    /// A write of one row, or of a piece of a file.
+    Write,
+    /// A write of many rows.
+    Bulk,
 }
 
 /// Number of [`RequestKind`]s.
-const KINDS: usize = 3;
+const KINDS: usize = 5;
 
 /// May a request start?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,111 @@
+//! What the signed-in user may do, and which deleted rows the service keeps (`dataverse`, sections 6.6, 6.10, 6.15, 9.4).
+
+use std::collections::BTreeSet;
+
+use dynavault_model::{Abilities, Ability, Call, RowSource, SourceError};
+use serde_json::Value;
+
+use crate::known::Bypass;
+use crate::source::DataverseSource;
+use crate::wire::encoded;
+
+/// Skips synchronous and asynchronous custom logic; the older privilege skips synchronous logic only.
+const BYPASS_ALL: &str = "prvBypassCustomBusinessLogic";
+const BYPASS_SYNCHRONOUS: &str = "prvBypassCustomPlugins";
+const CREATED_ON: &str = "prvOverrideCreatedOnCreatedBy";
+const ON_BEHALF: &str = "prvActOnBehalfOfAnotherUser";
+/// Ids that Microsoft documents for the two bypass privileges, for a service that gives ids only.
+const BYPASS_IDS: [(&str, &str); 2] = [
+    (BYPASS_ALL, "0ea552b0-a491-4470-9a1b-82068deccf66"),
+    (BYPASS_SYNCHRONOUS, "148a9eaf-d0c4-4196-9852-c3a38e35f6a1"),
+];
+
+/// Asks; a service that does not tell leaves an ability unknown.
+pub(crate) async fn abilities(source: &DataverseSource, call: &Call) -> Result<(Abilities, Bypass), SourceError> {
+    let identity = source.identity(call).await?;
+    let path = format!("systemusers({})/Microsoft.Dynamics.CRM.RetrieveUserPrivileges()", identity.user_id);
+    let answer = source.optional(&path, call).await?;
+    let held = answer["RolePrivileges"].as_array();
+    let (names, complete) = match held {
+        Some(held) => names(source, held, call).await?,
+        None => (None, false),
+    };
+    let has = |name: &str| names.as_ref().is_some_and(|names| names.contains(name));
+    let bypass = if has(BYPASS_SYNCHRONOUS) && !has(BYPASS_ALL) { Bypass::SynchronousOnly } else { Bypass::All };
+    let abilities = Abilities {
+        recycle_bin: recycle_bin(source, call).await?,
+        base_currency_id: identity.base_currency_id,
+        ..of_names(names.as_ref())
+    };
+    Ok((Abilities { privileges: names.filter(|_| complete), ..abilities }, bypass))
+}
+
+fn of_names(names: Option<&BTreeSet<String>>) -> Abilities {
+    let one_of = |wanted: &[&str]| match names {
+        None => Ability::Unknown,
+        Some(names) if wanted.iter().any(|name| names.contains(*name)) => Ability::Granted,
+        Some(_) => Ability::Missing(wanted[0].to_string()),
+    };
+    Abilities {
+        bypass_logic: one_of(&[BYPASS_ALL, BYPASS_SYNCHRONOUS]),
+        created_on: one_of(&[CREATED_ON]),
+        on_behalf: one_of(&[ON_BEHALF]),
+        privileges: None,
+        recycle_bin: Vec::new(),
+        base_currency_id: None,
+    }
+}
+
+/// Names of the privileges held, and whether these are all. Older services give ids; then only the few that matter here are
+/// looked up.
+async fn names(
+    source: &DataverseSource,
+    held: &[Value],
+    call: &Call,
+) -> Result<(Option<BTreeSet<String>>, bool), SourceError> {
+    let text = |member: &'static str| held.iter().filter_map(move |privilege| privilege[member].as_str());
+    let names: BTreeSet<String> = text("PrivilegeName").filter(|name| !name.is_empty()).map(str::to_string).collect();
+    if !names.is_empty() || held.is_empty() {
+        return Ok((Some(names), true));
+    }
+    let ids: BTreeSet<String> = text("PrivilegeId").map(str::to_ascii_lowercase).collect();
+    let filter: Vec<String> = [CREATED_ON, ON_BEHALF].iter().map(|name| format!("name eq '{name}'")).collect();
+    let path = format!("privileges?$select=privilegeid,name&$filter={}", filter.join(" or "));
+    let answer = source.optional(&path, call).await?;
+    let Some(rows) = answer["value"].as_array() else { return Ok((None, false)) };
+    let looked_up = rows.iter().filter_map(|row| Some((row["name"].as_str()?, row["privilegeid"].as_str()?)));
+    let known = looked_up.chain(BYPASS_IDS).filter(|(_, id)| ids.contains(&id.to_ascii_lowercase()));
+    Ok((Some(known.map(|(name, _)| name.to_string()).collect()), false))
+}
+
+/// Tables with a recycle bin that is switched on; none where the service has no such feature.
+async fn recycle_bin(source: &DataverseSource, call: &Call) -> Result<Vec<String>, SourceError> {
+    let fetch = "<fetch><entity name='recyclebinconfig'><attribute name='recyclebinconfigid'/>\
+         <filter><condition attribute='statecode' operator='eq' value='0'/>\
+         <condition attribute='isreadyforrecyclebin' operator='eq' value='1'/></filter>\
+         <link-entity name='entity' from='entityid' to='extensionofrecordid' alias='table'>\
+         <attribute name='logicalname'/></link-entity></entity></fetch>";
+    let answer = source.optional(&format!("recyclebinconfigs?fetchXml={}", encoded(fetch)), call).await?;
+    let rows = answer["value"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut tables: Vec<String> =
+        rows.iter().filter_map(|row| row["table.logicalname"].as_str().map(str::to_string)).collect();
+    tables.sort_unstable();
+    tables.dedup();
+    Ok(tables)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn abilities_follow_from_the_privileges_held() {
+        let held = |names: &[&str]| of_names(Some(&names.iter().map(ToString::to_string).collect()));
+        let abilities = held(&[BYPASS_SYNCHRONOUS, CREATED_ON]);
+        assert_eq!(abilities.bypass_logic, Ability::Granted);
+        assert_eq!(abilities.created_on, Ability::Granted);
+        assert_eq!(abilities.on_behalf, Ability::Missing(ON_BEHALF.into()));
+        assert_eq!(held(&[]).bypass_logic, Ability::Missing(BYPASS_ALL.into()));
+        assert_eq!(of_names(None).created_on, Ability::Unknown);
+    }
+}

@@ -1,0 +1,175 @@
+//! State and status: in which state rows are born, which states close a row, and by which steps a row gets from one state to
+//! another (`dataverse`, section 6.5: the graph of a widely used client, and Microsoft's page on special updates).
+
+use dynavault_model::StateRule;
+
+use crate::definition::{Attribute, Definition};
+
+/// A state is reached by changing the row, or by a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// State and status in a change of their own. The state, and whether it is only passed through: then the service's
+    /// default status is taken.
+    Change(i64, Passing),
+    /// A message that closes the row and makes a close activity.
+    Close(&'static CloseMessage),
+    /// A message bound to the row, without parameters.
+    Bound(&'static str),
+}
+
+/// Whether a state is where a row shall stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Passing {
+    /// On the way to another state.
+    Through,
+    /// The state asked for.
+    Arriving,
+}
+
+/// A message that closes a row.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct CloseMessage {
+    /// Table of the row.
+    table: &'static str,
+    /// State the row is in afterwards.
+    state: i64,
+    /// Name of the message.
+    pub(crate) name: &'static str,
+    /// Parameter that takes the close activity.
+    pub(crate) parameter: &'static str,
+    /// Table of the close activity.
+    pub(crate) close_table: &'static str,
+    /// Lookup of the close activity that refers to the row, which is also its navigation property.
+    pub(crate) parent: &'static str,
+}
+
+const fn close(
+    table: &'static str,
+    state: i64,
+    name: &'static str,
+    parameter: &'static str,
+    close_table: &'static str,
+    parent: &'static str,
+) -> CloseMessage {
+    CloseMessage { table, state, name, parameter, close_table, parent }
+}
+
+static CLOSE_MESSAGES: &[CloseMessage] = &[
+    close("opportunity", 1, "WinOpportunity", "OpportunityClose", "opportunityclose", "opportunityid"),
+    close("opportunity", 2, "LoseOpportunity", "OpportunityClose", "opportunityclose", "opportunityid"),
+    close("incident", 1, "CloseIncident", "IncidentResolution", "incidentresolution", "incidentid"),
+    close("quote", 2, "WinQuote", "QuoteClose", "quoteclose", "quoteid"),
+    close("quote", 3, "CloseQuote", "QuoteClose", "quoteclose", "quoteid"),
+    close("salesorder", 2, "CancelSalesOrder", "OrderClose", "orderclose", "salesorderid"),
+    close("salesorder", 3, "FulfillSalesOrder", "OrderClose", "orderclose", "salesorderid"),
+];
+
+const PUBLISH: Step = Step::Bound("PublishProductHierarchy");
+const PRODUCT_ACTIVE: i64 = 0;
+const PRODUCT_DRAFT: i64 = 2;
+const QUOTE_ACTIVE: i64 = 1;
+
+/// The table and member through which a close activity belongs to a row.
+pub(super) fn close_table(table: &str) -> Option<(String, String)> {
+    let message = CLOSE_MESSAGES.iter().find(|message| message.table == table)?;
+    Some((message.close_table.to_string(), format!("_{}_value", message.parent)))
+}
+
+/// The member of a close activity that refers to the row it closed.
+pub(super) fn closes(close_table: &str) -> Option<String> {
+    let message = CLOSE_MESSAGES.iter().find(|message| message.close_table == close_table)?;
+    Some(format!("_{}_value", message.parent))
+}
+
+/// The steps from one state to another, at most [`STEPS_MAX`].
+pub(crate) fn steps(table: &str, from: Option<i64>, to: i64) -> Vec<Step> {
+    let arrive = Step::Change(to, Passing::Arriving);
+    if from == Some(to) {
+        return vec![arrive];
+    }
+    let message = CLOSE_MESSAGES.iter().find(|message| message.table == table && message.state == to).map(Step::Close);
+    match (table, message) {
+        // Only an active quote can be won or closed.
+        ("quote", Some(message)) if from != Some(QUOTE_ACTIVE) => {
+            vec![Step::Change(QUOTE_ACTIVE, Passing::Through), message]
+        }
+        (_, Some(message)) => vec![message],
+        // Drafts become active by publishing, and only then anything else (section 8.6).
+        ("product", None) if from == Some(PRODUCT_DRAFT) && to == PRODUCT_ACTIVE => vec![PUBLISH],
+        ("product", None) if from == Some(PRODUCT_DRAFT) => vec![PUBLISH, arrive],
+        _ => vec![arrive],
+    }
+}
+
+/// Most steps of one change of state.
+pub(crate) const STEPS_MAX: usize = 2;
+
+/// The rule of a table that has state and status.
+pub(super) fn rule(table: &str, definition: &Definition) -> Option<StateRule> {
+    let of_kind = |kind: &str| definition.attributes().iter().find(|attribute| attribute.kind() == kind);
+    let (state, status) = (of_kind("StateType")?, of_kind("StatusType")?);
+    let initial = initial(table, state);
+    let statuses = status.choices().iter().filter(|choice| choice.state == Some(initial));
+    Some(StateRule {
+        state: state.logical_name.clone(),
+        status: status.logical_name.clone(),
+        initial,
+        initial_statuses: statuses.filter_map(|choice| choice.value).collect(),
+        closed: closed(table, definition).to_vec(),
+        close_table: close_table(table),
+    })
+}
+
+/// Rows are born in the first state, products as drafts (sections 6.5 and 8.6).
+fn initial(table: &str, state: &Attribute) -> i64 {
+    let wanted = if table == "product" { PRODUCT_DRAFT } else { 0 };
+    let mut values = state.choices().iter().filter_map(|choice| choice.value);
+    let lowest = values.clone().min();
+    if values.any(|value| value == wanted) { wanted } else { lowest.unwrap_or(wanted) }
+}
+
+/// States whose rows take no changes until they are reopened; most inactive rows do take them (section 6.5).
+fn closed(table: &str, definition: &Definition) -> &'static [i64] {
+    match table {
+        "opportunity" | "incident" => &[1, 2],
+        "quote" => &[2, 3],
+        "salesorder" => &[2, 3, 4],
+        "invoice" => &[1, 2, 3],
+        _ if definition.is_activity == Some(true) => &[1, 2],
+        _ => &[],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_that_need_a_message_are_reached_by_it_and_others_by_a_change() {
+        let names = |table: &str, from: i64, to: i64| -> Vec<String> {
+            let name = |step: &Step| match step {
+                Step::Change(state, Passing::Through) => format!("through {state}"),
+                Step::Change(state, Passing::Arriving) => format!("to {state}"),
+                Step::Close(message) => message.name.to_string(),
+                Step::Bound(name) => (*name).to_string(),
+            };
+            let steps = steps(table, Some(from), to);
+            assert!(steps.len() <= STEPS_MAX);
+            steps.iter().map(name).collect()
+        };
+        assert_eq!(names("opportunity", 0, 1), ["WinOpportunity"]);
+        assert_eq!(names("opportunity", 0, 2), ["LoseOpportunity"]);
+        assert_eq!(names("opportunity", 2, 0), ["to 0"]);
+        assert_eq!(names("opportunity", 1, 1), ["to 1"]);
+        assert_eq!(names("incident", 0, 1), ["CloseIncident"]);
+        assert_eq!(names("incident", 0, 2), ["to 2"]);
+        assert_eq!(names("quote", 0, 1), ["to 1"]);
+        assert_eq!(names("quote", 0, 2), ["through 1", "WinQuote"]);
+        assert_eq!(names("quote", 1, 3), ["CloseQuote"]);
+        assert_eq!(names("salesorder", 0, 3), ["FulfillSalesOrder"]);
+        assert_eq!(names("salesorder", 0, 4), ["to 4"]);
+        assert_eq!(names("product", 2, 0), ["PublishProductHierarchy"]);
+        assert_eq!(names("product", 2, 1), ["PublishProductHierarchy", "to 1"]);
+        assert_eq!(names("account", 0, 1), ["to 1"]);
+    }
+}

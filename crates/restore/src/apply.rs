@@ -1,0 +1,478 @@
+//! Carrying out a plan: batch by batch, journal before and outcome after.
+//!
+//! ```text
+//!  plan file ─▶ cut into batches ─▶ ┌ sent before, no answer known: read the rows, decide       (settle)
+//!               (one step and wave  │ note the intents in the journal, durably
+//!                at a time, several │ write through the RowTarget
+//!                batches at once)   │ answer lost: read the rows, decide, send what is not there
+//!                                   └ note the outcomes
+//! ```
+//!
+//! - The plan is in the vault before the first write: it holds every value that will be overwritten.
+//! - Content that is replaced or goes with a deleted row is stored in the vault before it goes.
+//! - A row that is refused because a row it refers to is missing is written without that reference, if it may be; the
+//!   result says so. One lookup must not cost a row and everything below it (`dataverse` protocol, rule 6.2).
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dynavault_catalog::{Catalog, OpOutcome, OpState};
+use dynavault_model::{
+    Call, Observer, RejectionClass, RowSource, RowTarget, RowWrite, RunId, SourceError, TableEvent, TableSchema, Treatment,
+    WriteKind, WriteOptions, WriteOutcome,
+};
+use dynavault_vault::Vault;
+use serde_json::value::RawValue;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use crate::RestoreError;
+use crate::adjust::without_reference;
+use crate::batches::{BatchKey, Cutter};
+use crate::outcomes::RestoreReport;
+use crate::plan::{Action, Op};
+use crate::settle::{Settled, read_live, settle};
+
+/// Operations read ahead of the writes.
+const AHEAD_MAX: usize = 256;
+/// Times a batch is sent when its answer is lost each time; after that the run stops and can be resumed.
+const SENDS_MAX: u32 = 6;
+/// References left out of one row before it is given up.
+const REFERENCES_MAX: usize = 32;
+
+/// What applying needs.
+pub struct ApplyParts {
+    /// The environment, for reading content that is replaced.
+    pub source: Arc<dyn RowSource>,
+    /// The environment, for writing.
+    pub target: Arc<dyn RowTarget>,
+    /// The vault: bytes to upload, and place of what is replaced.
+    pub vault: Vault,
+    /// Folder of the vault that holds the bytes to upload.
+    pub content_from: String,
+    /// Folder of the vault that takes what is replaced.
+    pub records_in: String,
+    /// The journal.
+    pub catalog: Catalog,
+    /// Told of progress.
+    pub observer: Arc<dyn Observer>,
+    /// Counting and stopping.
+    pub call: Call,
+    /// Present schemas of the tables of the plan.
+    pub schemas: HashMap<String, Arc<TableSchema>>,
+    /// Folder for files in passing.
+    pub scratch: PathBuf,
+    /// Batches under way at once.
+    pub parallel: usize,
+    /// How writes are made.
+    pub options: WriteOptions,
+}
+
+/// Applies plans. One at a time.
+pub(crate) struct Applier {
+    pub(crate) parts: ApplyParts,
+    run: RunId,
+    report: Mutex<RestoreReport>,
+    /// Tables that take no writes of a kind, with the service's words.
+    blocked: Mutex<HashMap<(String, Action), (String, String)>>,
+    /// Tables whose rows are links.
+    links: HashSet<String>,
+}
+
+/// An operation on its way.
+struct Item {
+    op: Op,
+    /// It was begun by an earlier process and no answer is known.
+    sent: bool,
+}
+
+/// Operations of a plan, in order, as they are read.
+pub type Ops = mpsc::Receiver<Result<Op, RestoreError>>;
+
+/// Reads operations on a blocking thread, a bounded number ahead.
+pub fn stream_ops(ops: impl Iterator<Item = Result<Op, RestoreError>> + Send + 'static) -> Ops {
+    let (sender, receiver) = mpsc::channel(AHEAD_MAX);
+    tokio::task::spawn_blocking(move || {
+        for op in ops {
+            let failed = op.is_err();
+            if sender.blocking_send(op).is_err() || failed {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+/// Carries out the operations of a plan; those that an earlier process finished are left alone. An error leaves the journal
+/// so that the same call goes on where this one stopped.
+pub async fn apply(parts: ApplyParts, run: RunId, mut ops: Ops) -> Result<RestoreReport, RestoreError> {
+    let links = parts
+        .schemas
+        .values()
+        .filter(|schema| matches!(parts.target.rules(schema).treatment, Treatment::Links { .. }))
+        .map(|schema| schema.table.name.clone())
+        .collect();
+    let parallel = parts.parallel.max(1);
+    let applier = Arc::new(Applier {
+        parts,
+        run,
+        report: Mutex::new(RestoreReport::new(run)),
+        blocked: Mutex::default(),
+        links,
+    });
+    let mut done = Journal::default();
+    let mut cutter = Cutter::default();
+    let mut batch: Vec<Item> = Vec::new();
+    let mut work: JoinSet<Result<(), RestoreError>> = JoinSet::new();
+    let permits = Arc::new(Semaphore::new(parallel));
+    let mut place: Option<(crate::plan::Step, u32)> = None;
+    while let Some(op) = ops.recv().await {
+        let op = op?;
+        if applier.parts.call.cancel.is_cancelled() {
+            return Err(RestoreError::Cancelled);
+        }
+        let rows_max = match op.action {
+            Action::Write(kind) => applier.parts.target.batch_rows(applier.schema(&op.table)?, kind),
+            _ => 1,
+        };
+        // A batch ends where the planner counted its end, whatever an earlier process has done of it.
+        if cutter.begins(&op, rows_max) && !batch.is_empty() {
+            applier.start(std::mem::take(&mut batch), &permits, &mut work).await?;
+        }
+        if place.is_some_and(|place| place != (op.step, op.wave)) {
+            applier.start(std::mem::take(&mut batch), &permits, &mut work).await?;
+            drain(&mut work).await?;
+        }
+        place = Some((op.step, op.wave));
+        match done.state(&applier.parts.catalog, run, op.n).await? {
+            None => batch.push(Item { op, sent: false }),
+            Some(outcome) if outcome.state == OpState::Sent => batch.push(Item { op, sent: true }),
+            Some(outcome) => applier.lock_report().count(&op, &outcome),
+        }
+    }
+    applier.start(batch, &permits, &mut work).await?;
+    drain(&mut work).await?;
+    let mut report = applier.lock_report().clone();
+    report.status = report.ended();
+    Ok(report)
+}
+
+/// Waits for the batches under way; the first failure stops the others at their next request.
+async fn drain(work: &mut JoinSet<Result<(), RestoreError>>) -> Result<(), RestoreError> {
+    let mut failed = None;
+    while let Some(ended) = work.join_next().await {
+        let result = ended.unwrap_or_else(|error| Err(RestoreError::Worker(error.to_string())));
+        if let Err(error) = result {
+            failed.get_or_insert(error);
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// Outcomes an earlier process noted, read in order beside the plan.
+#[derive(Default)]
+pub(crate) struct Journal {
+    page: std::collections::VecDeque<OpOutcome>,
+    next: u64,
+    ended: bool,
+}
+
+impl Journal {
+    pub(crate) async fn state(&mut self, catalog: &Catalog, run: RunId, n: u64) -> Result<Option<OpOutcome>, RestoreError> {
+        loop {
+            while self.page.front().is_some_and(|outcome| outcome.n < n) {
+                self.page.pop_front();
+            }
+            if let Some(outcome) = self.page.front() {
+                return Ok((outcome.n == n).then(|| outcome.clone()));
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            let page = catalog.op_outcomes(run, self.next.max(n)).await?;
+            match page.last() {
+                Some(last) => self.next = last.n + 1,
+                None => self.ended = true,
+            }
+            self.page = page.into();
+        }
+    }
+}
+
+impl Applier {
+    fn lock_report(&self) -> std::sync::MutexGuard<'_, RestoreReport> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn schema(&self, table: &str) -> Result<&Arc<TableSchema>, RestoreError> {
+        self.parts
+            .schemas
+            .get(table)
+            .ok_or_else(|| RestoreError::NoTable { table: table.to_string(), environment: self.parts.records_in.clone() })
+    }
+
+    /// Hands a batch to a task as soon as one of the places is free.
+    async fn start(
+        self: &Arc<Self>,
+        batch: Vec<Item>,
+        permits: &Arc<Semaphore>,
+        work: &mut JoinSet<Result<(), RestoreError>>,
+    ) -> Result<(), RestoreError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        while let Some(ended) = work.try_join_next() {
+            ended.unwrap_or_else(|error| Err(RestoreError::Worker(error.to_string())))?;
+        }
+        let permit = Arc::clone(permits).acquire_owned().await.map_err(|error| RestoreError::Worker(error.to_string()))?;
+        let this = Arc::clone(self);
+        work.spawn(async move {
+            let result = this.batch(batch).await;
+            drop(permit);
+            result
+        });
+        Ok(())
+    }
+
+    /// One batch, from intents to outcomes.
+    async fn batch(&self, items: Vec<Item>) -> Result<(), RestoreError> {
+        let Some(first) = items.first() else { return Ok(()) };
+        let key = BatchKey::of(&first.op);
+        let schema = Arc::clone(self.schema(&key.table)?);
+        let mut outcomes: Vec<(Op, OpOutcome)> = Vec::with_capacity(items.len());
+        let mut fresh: Vec<Op> = Vec::new();
+        let (begun, new): (Vec<Item>, Vec<Item>) = items.into_iter().partition(|item| item.sent);
+        fresh.extend(new.into_iter().map(|item| item.op));
+        let begun: Vec<Op> = begun.into_iter().map(|item| item.op).collect();
+        fresh.extend(self.settle(&schema, begun, &mut outcomes).await?);
+        let blocked = self.blocked(&key.table, key.action);
+        if let Some((code, message)) = blocked {
+            let rejected = |op: Op| {
+                let outcome = noted(op.n, OpState::Rejected, Some(code.clone()), Some(message.clone()));
+                (op, outcome)
+            };
+            outcomes.extend(fresh.drain(..).map(rejected));
+        }
+        if !fresh.is_empty() {
+            self.parts.catalog.intend(self.run, fresh.iter().map(|op| op.n).collect()).await?;
+            match key.action {
+                Action::Write(kind) => self.write(&schema, kind, fresh, &mut outcomes).await?,
+                Action::Upload | Action::Clear => {
+                    for op in fresh {
+                        let outcome = self.content(&schema, &op).await?;
+                        outcomes.push((op, outcome));
+                    }
+                }
+            }
+        }
+        self.parts.catalog.conclude(self.run, outcomes.iter().map(|(_, outcome)| outcome.clone()).collect()).await?;
+        let mut report = self.lock_report();
+        for (op, outcome) in &outcomes {
+            report.count(op, outcome);
+        }
+        drop(report);
+        self.parts.observer.event(TableEvent::Written { table: key.table, rows: outcomes.len() as u64 });
+        Ok(())
+    }
+
+    /// Reads rows whose write has no known answer; gives back those that have to be sent.
+    async fn settle(
+        &self,
+        schema: &TableSchema,
+        ops: Vec<Op>,
+        outcomes: &mut Vec<(Op, OpOutcome)>,
+    ) -> Result<Vec<Op>, RestoreError> {
+        // Making or removing a link, and uploading, may simply be done again.
+        let plain = |op: &Op| matches!(op.action, Action::Write(_)) && !self.links.contains(&op.table);
+        let (rows, mut again): (Vec<Op>, Vec<Op>) = ops.into_iter().partition(plain);
+        if rows.is_empty() {
+            return Ok(again);
+        }
+        let keys: Vec<_> = rows.iter().map(|op| op.key.clone()).collect();
+        let live = read_live(self.parts.target.as_ref(), schema, &keys, &self.parts.call).await?;
+        for op in rows {
+            match settle(&op, live.get(&op.key)) {
+                Settled::Done => outcomes.push((noted(op.n, OpState::Done, None, None), op).swap()),
+                Settled::Conflict => {
+                    let message = "the row was changed by somebody else while the answer was lost".to_string();
+                    outcomes.push((noted(op.n, OpState::Conflict, None, Some(message)), op).swap());
+                }
+                Settled::NotDone => again.push(op),
+            }
+        }
+        Ok(again)
+    }
+
+    /// Writes rows until every one of them has an outcome.
+    async fn write(
+        &self,
+        schema: &TableSchema,
+        kind: WriteKind,
+        mut ops: Vec<Op>,
+        outcomes: &mut Vec<(Op, OpOutcome)>,
+    ) -> Result<(), RestoreError> {
+        let mut before: HashMap<u64, String> = HashMap::new();
+        if kind == WriteKind::Delete {
+            for op in &ops {
+                if let Some(content) = self.content_of_row(schema, op).await? {
+                    before.insert(op.n, content);
+                }
+            }
+        }
+        let mut last = String::new();
+        for _ in 0..SENDS_MAX {
+            let writes: Vec<RowWrite> = ops.iter().map(row_write).collect();
+            let answers =
+                self.parts.target.write(schema, kind, &writes, &self.parts.options, &self.parts.call).await?;
+            let (mut lost, mut unsent) = (Vec::new(), Vec::new());
+            for (op, answer) in ops.into_iter().zip(answers) {
+                match answer {
+                    WriteOutcome::Unknown { message } => {
+                        last = message;
+                        lost.push(op);
+                    }
+                    WriteOutcome::NotSent => unsent.push(op),
+                    answer => {
+                        let mut outcome = self.outcome(schema, kind, &op, answer).await?;
+                        outcome.before = before.remove(&op.n);
+                        outcomes.push((op, outcome));
+                    }
+                }
+            }
+            let from = outcomes.len();
+            ops = self.settle(schema, lost, outcomes).await?;
+            for (op, outcome) in &mut outcomes[from..] {
+                outcome.before = before.remove(&op.n);
+            }
+            ops.extend(unsent);
+            if ops.is_empty() {
+                return Ok(());
+            }
+        }
+        // The intents stay in the journal; resuming reads these rows again.
+        Err(RestoreError::Environment(SourceError::Exhausted {
+            what: format!("writing {} rows of table {}", ops.len(), schema.table),
+            tries: SENDS_MAX,
+            elapsed: std::time::Duration::ZERO,
+            limit: format!("SENDS_MAX = {SENDS_MAX}"),
+            last,
+        }))
+    }
+
+    /// The outcome of a write that was answered; a row refused for a missing reference gets another try without it.
+    async fn outcome(
+        &self,
+        schema: &TableSchema,
+        kind: WriteKind,
+        op: &Op,
+        answer: WriteOutcome,
+    ) -> Result<OpOutcome, RestoreError> {
+        let rejection = match answer {
+            WriteOutcome::Done => return Ok(noted(op.n, OpState::Done, None, None)),
+            WriteOutcome::Unchanged => return Ok(noted(op.n, OpState::Unchanged, None, None)),
+            WriteOutcome::Conflict { message } => return Ok(noted(op.n, OpState::Conflict, None, Some(message))),
+            WriteOutcome::Unknown { message } => return Ok(noted(op.n, OpState::Sent, None, Some(message))),
+            WriteOutcome::NotSent => return Ok(noted(op.n, OpState::Sent, None, None)),
+            WriteOutcome::Rejected(rejection) => rejection,
+        };
+        let rejected = noted(op.n, OpState::Rejected, Some(rejection.code.clone()), Some(rejection.message.clone()));
+        match rejection.class {
+            RejectionClass::Table => {
+                let mut blocked = self.blocked.lock().unwrap_or_else(PoisonError::into_inner);
+                let message = format!("not tried: {}", rejection.message);
+                blocked.insert((op.table.clone(), op.action), (rejection.code, message));
+                Ok(rejected)
+            }
+            RejectionClass::MissingReference if matches!(kind, WriteKind::Create | WriteKind::Update) => {
+                self.without_missing(schema, kind, op, rejection.message, rejected).await
+            }
+            _ => Ok(rejected),
+        }
+    }
+
+    /// Writes a row without the references the service says are missing.
+    async fn without_missing(
+        &self,
+        schema: &TableSchema,
+        kind: WriteKind,
+        op: &Op,
+        mut message: String,
+        rejected: OpOutcome,
+    ) -> Result<OpOutcome, RestoreError> {
+        let rules = self.parts.target.rules(schema);
+        let mut op = op.clone();
+        let mut left_out: Vec<String> = Vec::new();
+        while left_out.len() < REFERENCES_MAX {
+            let Some((set, member)) = without_reference(&op, &rules, &message) else { return Ok(rejected) };
+            left_out.push(member);
+            op.set = Some(set);
+            let write = [row_write(&op)];
+            let answers = self.parts.target.write(schema, kind, &write, &self.parts.options, &self.parts.call).await?;
+            let note = || Some(format!("written without {}: the row it refers to is missing", left_out.join(", ")));
+            match answers.into_iter().next().unwrap_or(WriteOutcome::NotSent) {
+                WriteOutcome::Done | WriteOutcome::Unchanged => return Ok(noted(op.n, OpState::Done, None, note())),
+                WriteOutcome::Rejected(next) if next.class == RejectionClass::MissingReference => message = next.message,
+                WriteOutcome::Rejected(next) => {
+                    return Ok(noted(op.n, OpState::Rejected, Some(next.code), Some(next.message)));
+                }
+                WriteOutcome::Conflict { message } => return Ok(noted(op.n, OpState::Conflict, None, Some(message))),
+                WriteOutcome::Unknown { .. } | WriteOutcome::NotSent => {
+                    let keys = [op.key.clone()];
+                    let live = read_live(self.parts.target.as_ref(), schema, &keys, &self.parts.call).await?;
+                    if settle(&op, live.get(&op.key)) == Settled::Done {
+                        return Ok(noted(op.n, OpState::Done, None, note()));
+                    }
+                    // Not there: the same again, with the same message to go by.
+                    left_out.pop();
+                    if left_out.len() + 1 >= REFERENCES_MAX {
+                        return Ok(rejected);
+                    }
+                }
+            }
+        }
+        Ok(rejected)
+    }
+
+    fn blocked(&self, table: &str, action: Action) -> Option<(String, String)> {
+        let blocked = self.blocked.lock().unwrap_or_else(PoisonError::into_inner);
+        blocked.get(&(table.to_string(), action)).cloned()
+    }
+}
+
+/// Swaps a pair: outcomes are made before their operation is moved.
+trait Swap {
+    type Output;
+    fn swap(self) -> Self::Output;
+}
+
+impl Swap for (OpOutcome, Op) {
+    type Output = (Op, OpOutcome);
+    fn swap(self) -> (Op, OpOutcome) {
+        (self.1, self.0)
+    }
+}
+
+pub(crate) fn noted(n: u64, state: OpState, code: Option<String>, message: Option<String>) -> OpOutcome {
+    OpOutcome { n, state, code, message, before: None }
+}
+
+fn bytes(value: &RawValue) -> Arc<[u8]> {
+    value.get().as_bytes().into()
+}
+
+fn row_write(op: &Op) -> RowWrite {
+    let state = |value: &RawValue| {
+        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(value.get()).ok()?;
+        object.iter().find(|(name, _)| name.ends_with("statecode")).and_then(|(_, value)| value.as_i64())
+    };
+    RowWrite {
+        key: op.key.clone(),
+        set: op.set.as_deref().map_or_else(|| b"{}"[..].into(), bytes),
+        guard: op.guard.clone(),
+        parties: op.parties.iter().map(|party| bytes(party)).collect(),
+        close: op.close.as_deref().map(bytes),
+        from_state: op.from.as_deref().filter(|_| op.action == Action::Write(WriteKind::State)).and_then(state),
+        on_behalf: op.on_behalf.clone(),
+    }
+}

@@ -1,0 +1,173 @@
+//! What a run did to each row: the operations of its plan, with their outcomes, found by row.
+//!
+//! A plan is in the order of writing: a row's creation, its lookups and its state stand far apart. Proof and undo look at one
+//! row at a time. So the operations are copied into one scratch file per table, with an index of (row id, place) in memory:
+//! 28 bytes an operation, however wide its rows are.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use dynavault_catalog::OpState;
+use dynavault_model::{RowId, RowKey};
+use serde::{Deserialize, Serialize};
+
+use crate::RestoreError;
+use crate::plan::{Action, Op};
+
+/// An operation with what became of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Tried {
+    pub(crate) op: Op,
+    /// Whether it changed the environment.
+    pub(crate) done: bool,
+    /// Content that was there before, as JSON.
+    #[serde(default)]
+    pub(crate) before: Option<String>,
+}
+
+/// The operations about one row, in the order in which they were carried out.
+#[derive(Debug)]
+pub(crate) struct RowHistory {
+    pub(crate) id: RowId,
+    pub(crate) tried: Vec<Tried>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    id: RowId,
+    offset: u64,
+    length: u32,
+}
+
+/// The operations of one table.
+#[derive(Debug)]
+pub(crate) struct TableHistory {
+    file: BufWriter<File>,
+    end: u64,
+    places: Vec<Place>,
+}
+
+/// The operations of a run, by table and row.
+#[derive(Debug, Default)]
+pub(crate) struct Histories {
+    pub(crate) tables: BTreeMap<String, TableHistory>,
+}
+
+/// The id of a row by its address.
+pub(crate) fn row_id(key: &RowKey) -> RowId {
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    match &key.partition {
+        None => RowId::of_key(&[quoted(&key.id).as_bytes()]),
+        Some(partition) => RowId::of_key(&[quoted(&key.id).as_bytes(), quoted(partition).as_bytes()]),
+    }
+}
+
+impl Histories {
+    /// Adds an operation. Operations come in the order of the plan.
+    pub(crate) fn push(
+        &mut self,
+        scratch: &Path,
+        op: Op,
+        state: OpState,
+        before: Option<String>,
+    ) -> Result<(), RestoreError> {
+        let failed = |source| RestoreError::File { path: scratch.to_path_buf(), source };
+        let table = match self.tables.get_mut(&op.table) {
+            Some(table) => table,
+            None => {
+                let file = BufWriter::new(tempfile::tempfile_in(scratch).map_err(failed)?);
+                let table = TableHistory { file, end: 0, places: Vec::new() };
+                self.tables.entry(op.table.clone()).or_insert(table)
+            }
+        };
+        let id = row_id(&op.key);
+        let tried = Tried { op, done: state == OpState::Done, before };
+        let line = serde_json::to_vec(&tried).map_err(|error| RestoreError::Worker(error.to_string()))?;
+        table.file.write_all(&line).map_err(failed)?;
+        table.places.push(Place { id, offset: table.end, length: line.len() as u32 });
+        table.end += line.len() as u64;
+        Ok(())
+    }
+}
+
+impl TableHistory {
+    /// Rows of the table, in order of their ids.
+    pub(crate) fn rows(&mut self, scratch: &Path) -> Result<Rows<'_>, RestoreError> {
+        let failed = |source| RestoreError::File { path: scratch.to_path_buf(), source };
+        self.file.flush().map_err(failed)?;
+        self.file.seek(SeekFrom::End(0)).map_err(failed)?;
+        self.places.sort_unstable();
+        Ok(Rows { file: self.file.get_ref(), places: &self.places })
+    }
+}
+
+/// The rows of a table that is read.
+pub(crate) struct Rows<'a> {
+    file: &'a File,
+    places: &'a [Place],
+}
+
+impl Rows<'_> {
+    /// The next row with its operations.
+    pub(crate) fn next_row(&mut self) -> Result<Option<RowHistory>, RestoreError> {
+        let Some(first) = self.places.first() else { return Ok(None) };
+        let count = self.places.iter().take_while(|place| place.id == first.id).count();
+        let (mine, rest) = self.places.split_at(count);
+        self.places = rest;
+        let mut tried = Vec::with_capacity(count);
+        for place in mine {
+            let mut line = vec![0; place.length as usize];
+            self.file
+                .read_exact_at(&mut line, place.offset)
+                .map_err(|source| RestoreError::File { path: "scratch file".into(), source })?;
+            tried.push(serde_json::from_slice(&line).map_err(|error| RestoreError::Worker(error.to_string()))?);
+        }
+        Ok(Some(RowHistory { id: first.id, tried }))
+    }
+}
+
+impl RowHistory {
+    /// Whether the run made the row.
+    pub(crate) fn was_created(&self) -> bool {
+        use dynavault_model::WriteKind;
+        self.tried.iter().any(|tried| {
+            tried.done && matches!(tried.op.action, Action::Write(WriteKind::Create | WriteKind::Undelete))
+        })
+    }
+
+    /// Whether the run changed the row in any way.
+    pub(crate) fn was_touched(&self) -> bool {
+        self.tried.iter().any(|tried| tried.done)
+    }
+
+    /// The values the run wrote, the last of each member.
+    pub(crate) fn written(&self) -> BTreeMap<String, Box<serde_json::value::RawValue>> {
+        let mut values = BTreeMap::new();
+        for tried in self.tried.iter().filter(|tried| tried.done) {
+            if let Some(set) = &tried.op.set
+                && let Ok(members) = serde_json::from_str::<BTreeMap<String, Box<serde_json::value::RawValue>>>(set.get())
+            {
+                values.extend(members);
+            }
+        }
+        values
+    }
+
+    /// The values the run found, the first of each member.
+    pub(crate) fn found(&self) -> BTreeMap<String, Box<serde_json::value::RawValue>> {
+        let mut values = BTreeMap::new();
+        for tried in self.tried.iter().filter(|tried| tried.done) {
+            if let Some(from) = &tried.op.from
+                && let Ok(members) = serde_json::from_str::<BTreeMap<String, Box<serde_json::value::RawValue>>>(from.get())
+            {
+                for (member, value) in members {
+                    values.entry(member).or_insert(value);
+                }
+            }
+        }
+        values
+    }
+}

@@ -1,0 +1,35 @@
+//! Restore: plan, apply, undo, prove.
+//!
+//! ```text
+//!  snapshot ──┐
+//!  live rows ─┼─▶ planner ─▶ plan file ─▶ apply ─▶ RowTarget        (journal before, outcome after)
+//!  rules ─────┘                 │            │
+//!                               └─ vault ◀───┘  before-images and outcomes ─▶ undo = another plan
+//!                                            └─▶ prove: read back, compare, a reason for every difference
+//! ```
+//!
+//! The plan says everything: each operation carries the values it writes, the values it overwrites and the version of the row
+//! it was made for. Applying it adds nothing. The planner reads and never writes; see `docs/design/restore.md`.
+
+mod adjust;
+mod apply;
+mod batches;
+mod content;
+mod error;
+mod history;
+mod outcomes;
+mod plan;
+mod prove;
+mod readback;
+mod settle;
+
+pub use apply::{ApplyParts, Ops, apply, stream_ops};
+pub use batches::BATCH_BYTES_MAX;
+pub use error::RestoreError;
+pub use prove::{Difference, Proof, TableProof};
+pub use readback::{ProveParts, prove};
+pub use outcomes::{LISTED_MAX, Outcomes, RejectedRow, RestoreReport};
+pub use plan::{
+    Action, Conflict, ConflictPolicy, ContentOp, Counts, FORMAT, Finding, Op, PlanEnd, PlanHead, PlanKind, PlanLine,
+    Step, TablePlan,
+};

@@ -1,0 +1,210 @@
+//! The proof: rows that a restore wrote are read back and compared, value by value, and every difference has a reason.
+//!
+//! ```text
+//!  for every row the run touched        made by the run: the whole row of the snapshot against the row as it is now
+//!                                       changed by the run: the values that were written
+//!                                       deleted by the run: it must be gone
+//! ```
+//!
+//! | reason | meaning |
+//! |---|---|
+//! | `server-set`, `calculated`, `read-only`, `secured`, `content` | the service sets the column itself (from the table's rules) |
+//! | `left-out` | the plan says that this value cannot be written, and why |
+//! | `missing-target` | the row it refers to does not exist |
+//! | `not-written` | the operation that carries the value was refused or skipped |
+//! | `changed-by-automation` | custom logic was not bypassed and the value differs from what was written |
+//! | `changed-since` | somebody else modified the row after it was written |
+//! | `unexplained` | none of these: the proof has failed |
+
+use std::collections::BTreeMap;
+
+use dynavault_model::{ColumnKind, Row, TableRules, WriteKind, WriteOptions};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::history::RowHistory;
+use crate::outcomes::LISTED_MAX;
+use crate::plan::Action;
+use crate::settle::{LiveRow, is_value, same_value};
+
+/// One value that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Table.
+    pub table: String,
+    /// Row.
+    pub id: String,
+    /// Member; none when the whole row is missing or still there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub column: Option<String>,
+    /// Reason code.
+    pub reason: String,
+}
+
+/// What was compared in one table.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TableProof {
+    /// Rows compared.
+    pub rows: u64,
+    /// Rows without any difference.
+    pub equal: u64,
+    /// Values that differ, by reason.
+    pub reasons: BTreeMap<String, u64>,
+}
+
+/// The proof of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Proof {
+    /// By table.
+    pub tables: BTreeMap<String, TableProof>,
+    /// Links compared.
+    pub links: u64,
+    /// Pieces of content compared byte for byte.
+    pub content: u64,
+    /// Pieces of content too large to be read again for the proof.
+    pub content_not_compared: u64,
+    /// Differences with the reason `unexplained`.
+    pub unexplained: u64,
+    /// Differences that are not the rule for their column, the first ones.
+    pub differences: Vec<Difference>,
+}
+
+impl Proof {
+    /// Whether every difference has a reason.
+    pub fn holds(&self) -> bool {
+        self.unexplained == 0
+    }
+
+    pub(crate) fn add(&mut self, difference: Difference) {
+        let table = self.tables.entry(difference.table.clone()).or_default();
+        *table.reasons.entry(difference.reason.clone()).or_default() += 1;
+        let unexplained = difference.reason == UNEXPLAINED;
+        self.unexplained += u64::from(unexplained);
+        let expected = ["server-set", "calculated", "read-only", "content", "secured"];
+        if (!expected.contains(&difference.reason.as_str()) || unexplained) && self.differences.len() < LISTED_MAX {
+            self.differences.push(difference);
+        }
+    }
+}
+
+/// Reason of a difference that has none.
+pub(crate) const UNEXPLAINED: &str = "unexplained";
+
+/// What comparing rows of a table needs to know.
+pub(crate) struct Prover<'a> {
+    pub(crate) table: &'a str,
+    pub(crate) rules: &'a TableRules,
+    pub(crate) options: &'a WriteOptions,
+    /// Our own user in the environment.
+    pub(crate) user: &'a str,
+}
+
+impl Prover<'_> {
+    /// Compares one row. `snapshot` is the captured row, for rows that the run made.
+    pub(crate) fn compare(
+        &self,
+        history: &RowHistory,
+        snapshot: Option<&Row<'_>>,
+        live: Option<&LiveRow>,
+        proof: &mut Proof,
+    ) {
+        let Some(first) = history.tried.first() else { return };
+        let id = first.op.key.id.clone();
+        let deleted = history
+            .tried
+            .iter()
+            .any(|tried| tried.done && tried.op.action == Action::Write(WriteKind::Delete));
+        proof.tables.entry(self.table.to_string()).or_default().rows += 1;
+        let before: u64 = proof.tables[self.table].reasons.values().sum();
+        let difference = |column: Option<&str>, reason: &str| Difference {
+            table: self.table.to_string(),
+            id: id.clone(),
+            column: column.map(str::to_string),
+            reason: reason.to_string(),
+        };
+        match (deleted, live) {
+            (true, None) => {}
+            (true, Some(_)) => proof.add(difference(None, UNEXPLAINED)),
+            (false, None) if history.was_touched() => {
+                // It was there when it was written. Only somebody else can have deleted it.
+                proof.add(difference(None, "changed-since"));
+            }
+            (false, None) => {}
+            (false, Some(live)) => {
+                let written = history.written();
+                for (member, reason) in self.differing(history, &written, snapshot, live) {
+                    proof.add(difference(Some(&member), reason));
+                }
+            }
+        }
+        let table = proof.tables.entry(self.table.to_string()).or_default();
+        let after: u64 = table.reasons.values().sum();
+        table.equal += u64::from(after == before);
+    }
+
+    /// Members that differ, with their reasons.
+    fn differing(
+        &self,
+        history: &RowHistory,
+        written: &BTreeMap<String, Box<RawValue>>,
+        snapshot: Option<&Row<'_>>,
+        live: &LiveRow,
+    ) -> Vec<(String, &'static str)> {
+        let mut found = Vec::new();
+        let refused = |member: &str| {
+            history.tried.iter().any(|tried| {
+                !tried.done
+                    && tried.op.set.as_deref().is_some_and(|set| {
+                        serde_json::from_str::<BTreeMap<String, Box<RawValue>>>(set.get())
+                            .is_ok_and(|members| members.contains_key(member))
+                    })
+            })
+        };
+        let _compared = live.with(|now| {
+            let changed = self.who_changed(now);
+            for (member, value) in written.iter().filter(|(member, _)| is_value(member)) {
+                if same_value(Some(value.get().as_bytes()), now.get(member)) {
+                    continue;
+                }
+                let rule = self.rules.column(member);
+                let gone = now.get(member).is_none_or(|value| value == b"null")
+                    && rule.is_some_and(|rule| matches!(rule.kind, ColumnKind::Lookup { .. }));
+                let reason = match changed {
+                    // The result names the row as written without this lookup.
+                    _ if gone => "missing-target",
+                    Some(reason) => reason,
+                    None => UNEXPLAINED,
+                };
+                found.push((member.clone(), reason));
+            }
+            let Some(snapshot) = snapshot.filter(|_| history.was_created()) else { return };
+            for member in snapshot.members() {
+                let name = String::from_utf8_lossy(snapshot.key(member)).into_owned();
+                if !is_value(&name) || written.contains_key(&name) || name == "versionnumber" {
+                    continue;
+                }
+                if same_value(Some(snapshot.value(member)), now.get(&name)) {
+                    continue;
+                }
+                let reason = match self.rules.column(&name) {
+                    _ if refused(&name) => "not-written",
+                    // The target has no such column: the plan lists it.
+                    None => "left-out",
+                    Some(rule) => rule.not_written.unwrap_or("left-out"),
+                };
+                found.push((name, reason));
+            }
+        });
+        found
+    }
+
+    /// Why a value may differ from what was written, if there is a reason.
+    fn who_changed(&self, now: &Row<'_>) -> Option<&'static str> {
+        let modified_by: Option<String> =
+            now.get("_modifiedby_value").and_then(|value| serde_json::from_slice(value).ok());
+        if modified_by.is_some_and(|user| !user.eq_ignore_ascii_case(self.user)) {
+            return Some("changed-since");
+        }
+        (!self.options.bypass_logic).then_some("changed-by-automation")
+    }
+}
