@@ -1,9 +1,11 @@
-//! `run list`, `run show`, `catalog rebuild`.
+//! `run list`, `run show`, `run report`, `catalog rebuild`.
 
-use dynavault_engine::RunFilter;
-use dynavault_model::{RunReport, RunStatus};
+use std::path::Path;
 
-use super::{Outcome, backup, engine};
+use dynavault_engine::{Failure, RestoreEnd, RunFilter, RunSummary};
+use dynavault_model::{FaultKind, RunReport, RunStatus};
+
+use super::{Outcome, backup, engine, restore};
 use crate::args::{Global, Status};
 use crate::{exit, print};
 
@@ -50,28 +52,63 @@ pub(super) async fn list(
 pub(super) async fn show(run: &str, global: &Global) -> Outcome {
     let engine = engine(global)?;
     let (summary, report) = engine.run(run).await?;
+    if summary.kind == "restore" {
+        let end: Option<RestoreEnd> = report.and_then(|json| serde_json::from_str(&json).ok());
+        match (global.json, end) {
+            (true, Some(end)) => print::json(&end),
+            (true, None) => print::json(&summary),
+            (false, end) => {
+                describe(&summary);
+                if let Some(end) = end {
+                    restore::ended(&end);
+                }
+            }
+        }
+        return Ok(exit::DONE);
+    }
     let report: Option<RunReport> = report.and_then(|json| serde_json::from_str(&json).ok());
     match (global.json, report) {
         (true, Some(report)) => print::json(&report),
         (true, None) => print::json(&summary),
         (false, report) => {
-            print::data(&format!(
-                "run {} ({} of {}): {}, started {}{}",
-                summary.run,
-                summary.kind,
-                summary.environment,
-                summary.status,
-                summary.started,
-                summary.finished.map(|end| format!(", ended {end}")).unwrap_or_default()
-            ));
-            if let Some(error) = summary.error {
-                print::data(&format!("error: {error}"));
-            }
+            describe(&summary);
             if let Some(report) = report.filter(|report| report.snapshot.is_some()) {
                 backup::summary(&report);
             }
         }
     }
+    Ok(exit::DONE)
+}
+
+fn describe(run: &RunSummary) {
+    print::data(&format!(
+        "run {} ({} of {}): {}, started {}{}",
+        run.run,
+        run.kind,
+        run.environment,
+        run.status,
+        run.started,
+        run.finished.as_ref().map(|end| format!(", ended {end}")).unwrap_or_default()
+    ));
+    if let Some(error) = &run.error {
+        print::data(&format!("error: {error}"));
+    }
+}
+
+pub(super) async fn report(run: &str, output: Option<&Path>, global: &Global) -> Outcome {
+    let page = engine(global)?.run_page(run).await?;
+    let Some(path) = output else {
+        print::data(page.trim_end());
+        return Ok(exit::DONE);
+    };
+    std::fs::write(path, page).map_err(|error| {
+        Failure::new(
+            FaultKind::Failed,
+            format!("could not write {}: {error}", path.display()),
+            Some("check that the disk is not full and the place may be written".into()),
+        )
+    })?;
+    print::talk(&format!("written: {}", path.display()));
     Ok(exit::DONE)
 }
 

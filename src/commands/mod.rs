@@ -6,6 +6,7 @@ mod demo;
 mod env;
 mod export;
 mod history;
+mod restore;
 mod setup;
 #[cfg(feature = "demo")]
 mod simulator;
@@ -56,11 +57,13 @@ async fn dispatch(command: Command, global: &Global, cancel: CancellationToken) 
         Command::Export { environment, table, when, format, output } => {
             export::run(environment, table, &when, format, output, global, cancel).await
         }
+        Command::Restore(args) => restore::run(*args, global, cancel).await,
         Command::Verify { environment, deep, sample } => verify::run(environment, deep, sample, global, cancel).await,
         Command::Run(RunCommand::List { environment, status, since, limit }) => {
             history::list(environment, status, since, limit, global).await
         }
         Command::Run(RunCommand::Show { run }) => history::show(&run, global).await,
+        Command::Run(RunCommand::Report { run, output }) => history::report(&run, output.as_deref(), global).await,
         Command::Catalog(_) => history::rebuild(global).await,
         #[cfg(feature = "demo")]
         Command::Simulator(command) => simulator::run(command, cancel).await,

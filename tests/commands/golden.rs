@@ -127,7 +127,7 @@ fn an_encrypted_golden_vault_gives_nothing_away_without_its_key() {
             lines.as_array().unwrap().iter().all(|line| line["encrypted"] == true && line["rows"].is_null()),
             "{lines}"
         );
-        copy.run(&["export", "--table", "account"]).code(1).one_error().says(&["is encrypted", "vault.identity_file"]);
+        copy.run(&["export", "--table", "account"]).code(2).one_error().says(&["is encrypted", "vault.identity_file"]);
         fs::remove_file(copy.folder.path().join("restore.key")).unwrap();
         copy.run(&["key", "generate", "restore.key"]).code(0);
         let other = Copy { folder: copy.folder };
@@ -137,7 +137,7 @@ fn an_encrypted_golden_vault_gives_nothing_away_without_its_key() {
         fs::write(&config, text).unwrap();
         let done = other.run(&["export", "--table", "account"]).one_error();
         assert!(
-            done.status.code() == Some(1) && done.err.contains("cannot be opened with the keys at hand"),
+            done.status.code() == Some(2) && done.err.contains("cannot be opened with the keys at hand"),
             "{done:?}"
         );
         for (name, bytes) in files(&golden.join("encrypted/vault")) {

@@ -151,6 +151,7 @@ fn cost(kind: FaultKind) -> Cost {
         FaultKind::LinksRejected => Cost::Restart,
         FaultKind::RepeatedLink => Cost::Table,
         FaultKind::SchemaChanged | FaultKind::LostDeltaLink => unreachable!("tests of their own"),
+        FaultKind::CutBefore | FaultKind::CutAfter | FaultKind::ThrottledPart => unreachable!("faults of writing"),
     }
 }
 

@@ -318,6 +318,44 @@ fn a_table_that_turned_out_not_to_be_tracked_is_not_read_again_after_a_kill() {
 }
 
 #[test]
+fn what_cannot_be_gone_on_from_is_dropped_and_does_not_come_back_after_another_kill() {
+    let page_rows = 20;
+    let latency = Duration::from_millis(2);
+    let world = World::new(Config { seed: 224, rows: 6_000, page_size_max: page_rows, latency, ..Config::default() });
+    let limits = vec![("segment_mib_max", SEGMENT_MIB), ("segment_seconds_max", 60)];
+    let site = world.site("site", &SiteOptions { limits, ..SiteOptions::default() });
+    let folder = site.vault.join("environments").join(ENVIRONMENT).join("tables").join("contact");
+    let segments = || {
+        let named = |name: &std::ffi::OsStr| name.to_string_lossy().ends_with(".jsonl.zst");
+        std::fs::read_dir(&folder)
+            .map_or(0, |entries| entries.flatten().filter(|entry| named(&entry.file_name())).count())
+    };
+    // Kills a run when the table has a segment more, and that has been recorded.
+    let kill = || {
+        let before = segments();
+        world.simulator.reset_stats();
+        let simulator = world.simulator.handle();
+        let pages = || simulator.stats().by_table.get("contact").copied().unwrap_or(0);
+        let mut running = site.start(&["backup"]);
+        assert!(running.wait_for(|| segments() > before), "the run ended without a segment of contact");
+        let seen = pages();
+        assert!(running.wait_for(|| pages() >= seen + 3), "the run ended too early");
+        running.kill();
+        assert_eq!(running.wait().code(), -1);
+    };
+    kill();
+    // Without their state files the segments of the first run are of no use, and some of their rows are deleted now.
+    std::fs::remove_dir_all(site.folder.join("catalog.state")).expect("the state is deleted");
+    for row in world.simulator.rows("contact").iter().step_by(9) {
+        world.simulator.delete("contact", &row.keys[0]);
+    }
+    kill();
+    let report = site.backup();
+    assert!(report.resumed_from.is_some());
+    site.prove(&report, &world.now());
+}
+
+#[test]
 fn a_process_killed_before_its_first_checkpoint_leaves_nothing_in_the_way() {
     let world = World::of_rows(223, 1_000);
     let site = world.simple_site();

@@ -6,7 +6,7 @@
 use dynavault_model::{RunId, RunStatus};
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, params};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::runs::word;
 use crate::{Catalog, CatalogError};
@@ -15,7 +15,7 @@ use crate::{Catalog, CatalogError};
 const OPS_MAX: u32 = 10_000;
 
 /// What is known of one operation of a plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OpState {
     /// Begun; no answer is recorded.
@@ -48,20 +48,20 @@ impl OpState {
 }
 
 /// The outcome of one operation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpOutcome {
     /// Number within the plan.
     pub n: u64,
     /// What is known.
     pub state: OpState,
     /// The service's code.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
     /// The service's message, or what was done differently from the plan.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     /// Content that was there before, as JSON; what an undo puts back.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<String>,
 }
 
@@ -134,7 +134,19 @@ impl Catalog {
         .await
     }
 
-    /// A restore by its run, or the newest one of a plan.
+    /// The newest restore of a plan that came to its end.
+    pub async fn finished_restore(&self, digest: &str) -> Result<Option<RunId>, CatalogError> {
+        let digest = digest.to_string();
+        self.transact("look for a finished restore", move |tx| {
+            let found: Option<String> = tx
+                .query_row("SELECT run FROM restore WHERE digest = ?1 ORDER BY run DESC LIMIT 1", [digest], |row| row.get(0))
+                .optional()?;
+            Ok(found.and_then(|text| text.parse().ok()))
+        })
+        .await
+    }
+
+    /// A restore by its run.
     pub async fn restore(&self, run: RunId) -> Result<Option<RestoreRow>, CatalogError> {
         self.transact("read a restore", move |tx| {
             tx.query_row(

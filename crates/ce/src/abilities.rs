@@ -7,7 +7,6 @@ use serde_json::Value;
 
 use crate::known::Bypass;
 use crate::source::DataverseSource;
-use crate::wire::encoded;
 
 /// Skips synchronous and asynchronous custom logic; the older privilege skips synchronous logic only.
 const BYPASS_ALL: &str = "prvBypassCustomBusinessLogic";
@@ -78,20 +77,27 @@ async fn names(
     Ok((Some(known.map(|(name, _)| name.to_string()).collect()), false))
 }
 
-/// Tables with a recycle bin that is switched on; none where the service has no such feature.
+/// Tables with a recycle bin that is switched on; none where the service has no such feature. The configuration names a table by
+/// its row in the table of tables, whose id is the same in no two environments.
 async fn recycle_bin(source: &DataverseSource, call: &Call) -> Result<Vec<String>, SourceError> {
-    let fetch = "<fetch><entity name='recyclebinconfig'><attribute name='recyclebinconfigid'/>\
-         <filter><condition attribute='statecode' operator='eq' value='0'/>\
-         <condition attribute='isreadyforrecyclebin' operator='eq' value='1'/></filter>\
-         <link-entity name='entity' from='entityid' to='extensionofrecordid' alias='table'>\
-         <attribute name='logicalname'/></link-entity></entity></fetch>";
-    let answer = source.optional(&format!("recyclebinconfigs?fetchXml={}", encoded(fetch)), call).await?;
+    let configurations = "recyclebinconfigs?$select=_extensionofrecordid_value\
+         &$filter=statecode eq 0 and isreadyforrecyclebin eq true";
+    let ids: BTreeSet<String> = texts(&source.optional(configurations, call).await?, "_extensionofrecordid_value");
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let tables = source.optional("entities?$select=entityid,logicalname", call).await?;
+    let rows = tables["value"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let of_bin =
+        rows.iter().filter(|row| row["entityid"].as_str().is_some_and(|id| ids.contains(&id.to_ascii_lowercase())));
+    let mut names: Vec<String> = of_bin.filter_map(|row| row["logicalname"].as_str().map(str::to_string)).collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn texts(answer: &Value, member: &str) -> BTreeSet<String> {
     let rows = answer["value"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let mut tables: Vec<String> =
-        rows.iter().filter_map(|row| row["table.logicalname"].as_str().map(str::to_string)).collect();
-    tables.sort_unstable();
-    tables.dedup();
-    Ok(tables)
+    rows.iter().filter_map(|row| row[member].as_str()).map(str::to_ascii_lowercase).collect()
 }
 
 #[cfg(test)]

@@ -29,9 +29,12 @@ pub(crate) struct Definition {
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct Attribute {
     pub(crate) logical_name: String,
-    attribute_type: Option<String>,
-    attribute_type_name: Option<Named>,
-    pub(crate) attribute_of: Option<String>,
+    #[serde(rename = "AttributeType")]
+    base_type: Option<String>,
+    #[serde(rename = "AttributeTypeName")]
+    real_type: Option<Named>,
+    #[serde(rename = "AttributeOf")]
+    pub(crate) shadow_of: Option<String>,
     pub(crate) is_valid_for_create: Option<bool>,
     pub(crate) is_valid_for_update: Option<bool>,
     pub(crate) source_type: Option<i64>,
@@ -132,8 +135,8 @@ impl Definition {
 impl Attribute {
     /// The real type name (section 2.2).
     pub(crate) fn kind(&self) -> &str {
-        let base = || self.attribute_type.as_deref().unwrap_or_default();
-        self.attribute_type_name.as_ref().and_then(|name| name.value.as_deref()).unwrap_or_else(base)
+        let base = || self.base_type.as_deref().unwrap_or_default();
+        self.real_type.as_ref().and_then(|name| name.value.as_deref()).unwrap_or_else(base)
     }
 
     /// The service itself refuses a row without it; `ApplicationRequired` is a rule of forms (section 6.1).

@@ -71,7 +71,8 @@ impl Known {
             .get_or_try_init(|| async {
                 let path = "EntityDefinitions?$select=LogicalName,EntitySetName";
                 let list: List<TableName> = get(source, path, LIST_BYTES_MAX, call).await?;
-                let named = list.value.into_iter().filter_map(|table| Some((table.logical_name, table.entity_set_name?)));
+                let named =
+                    list.value.into_iter().filter_map(|table| Some((table.logical_name, table.entity_set_name?)));
                 Ok(Sets::new(named))
             })
             .await
@@ -130,8 +131,7 @@ async fn get<T: for<'de> Deserialize<'de>>(
 
 async fn tables_of(source: &DataverseSource, message: &str, call: &Call) -> Result<HashSet<String>, SourceError> {
     let slot = source.slot("");
-    let mut path =
-        format!("sdkmessagefilters?$select=primaryobjecttypecode&$filter=sdkmessageid/name eq '{message}'");
+    let mut path = format!("sdkmessagefilters?$select=primaryobjecttypecode&$filter=sdkmessageid/name eq '{message}'");
     let mut tables = HashSet::new();
     for _ in 0..MESSAGES_PAGES_MAX {
         let answer = match source.client.get(&slot, &path, None, &[], MESSAGES_BYTES_MAX, call).await {

@@ -147,7 +147,8 @@ fn refused(
         rest.is_some_and(|rest| rest.is_empty() || CONTENT_COMPANIONS.contains(&rest))
             || (content.presence_member == name && content.presence_member != content.version_member)
     });
-    if is_content {
+    // Several attachments may share one body, which the service keeps in a row of its own: it comes with the upload.
+    if is_content || (table == "activitymimeattachment" && name == "attachmentid") {
         return Some("content");
     }
     // On the instances of a process these columns are its very content.
@@ -155,21 +156,17 @@ fn refused(
     if SERVER_SET.contains(&name) && !(of_process && matches!(name, "traversedpath" | "processid")) {
         return Some("server-set");
     }
-    let rollup_companion = ["_date", "_state"].iter().filter_map(|end| name.strip_suffix(end)).any(|base| {
-        definition.attribute(base).is_some_and(|attribute| attribute.source_type == Some(2))
-    });
-    let computed = attribute.is_some_and(|attribute| attribute.is_computed() || attribute.attribute_of.is_some());
+    let rollup_companion = ["_date", "_state"]
+        .iter()
+        .filter_map(|end| name.strip_suffix(end))
+        .any(|base| definition.attribute(base).is_some_and(|attribute| attribute.source_type == Some(2)));
+    let computed = attribute.is_some_and(|attribute| attribute.is_computed() || attribute.shadow_of.is_some());
     // The rate is copied to a row at each write; only a currency has its own (section 8.5).
     let copied_rate = name == "exchangerate" && table != "transactioncurrency";
     (computed || rollup_companion || copied_rate).then_some("calculated")
 }
 
-fn kind(
-    schema: &TableSchema,
-    definition: &Definition,
-    column: &Column,
-    attribute: Option<&Attribute>,
-) -> ColumnKind {
+fn kind(schema: &TableSchema, definition: &Definition, column: &Column, attribute: Option<&Attribute>) -> ColumnKind {
     if schema.key.contains(&column.member) {
         return ColumnKind::Key;
     }
@@ -177,7 +174,8 @@ fn kind(
         return ColumnKind::Content;
     }
     let values = || {
-        let mut values: Vec<i64> = attribute.map(Attribute::choices).unwrap_or_default().iter().filter_map(|c| c.value).collect();
+        let mut values: Vec<i64> =
+            attribute.map(Attribute::choices).unwrap_or_default().iter().filter_map(|c| c.value).collect();
         values.sort_unstable();
         values
     };
@@ -185,13 +183,17 @@ fn kind(
         "StringType" | "MemoType" => ColumnKind::Text(attribute.and_then(|attribute| attribute.max_length)),
         "PicklistType" | "StateType" | "StatusType" => ColumnKind::Choice { values: values(), multi: false },
         "MultiSelectPicklistType" => ColumnKind::Choice { values: values(), multi: true },
-        "LookupType" | "CustomerType" | "OwnerType" => ColumnKind::Lookup { targets: targets(definition, attribute, column) },
+        "LookupType" | "CustomerType" | "OwnerType" => {
+            ColumnKind::Lookup { targets: targets(definition, attribute, column) }
+        }
         _ => ColumnKind::Value,
     }
 }
 
 fn targets(definition: &Definition, attribute: Option<&Attribute>, column: &Column) -> Vec<String> {
-    if let Some(targets) = attribute.and_then(|attribute| attribute.targets.clone()).filter(|targets| !targets.is_empty()) {
+    if let Some(targets) =
+        attribute.and_then(|attribute| attribute.targets.clone()).filter(|targets| !targets.is_empty())
+    {
         return targets;
     }
     if column.kind == "OwnerType" {

@@ -20,12 +20,10 @@ pub(crate) const ELASTIC_ROWS: usize = 100;
 pub(crate) const BATCH_ROWS: usize = 100;
 /// Links of a batch: small, and without custom logic in most environments.
 pub(crate) const LINK_ROWS: usize = 250;
-/// Parts of a batch that the service takes at most.
-pub(crate) const BATCH_PARTS_MAX: usize = 1_000;
 /// A size is not lowered below this.
 const ROWS_MIN: usize = 10;
-/// A request that takes longer halves the size.
-const SLOW: Duration = Duration::from_secs(20);
+/// A request that takes longer halves the size. The time includes waiting for leave to send, so it is generous.
+const SLOW: Duration = Duration::from_secs(30);
 
 /// Sizes by table and kind, where they were lowered.
 #[derive(Debug, Default)]
@@ -46,7 +44,12 @@ impl Sizes {
         let mut sizes = lock(&self.0);
         let size = sizes.entry((table.to_string(), kind)).or_insert(lowered);
         *size = (*size).min(lowered);
-        tracing::warn!(table, rows = *size, seconds = time.as_secs(), "writing takes long; sending fewer rows at a time");
+        tracing::warn!(
+            table,
+            rows = *size,
+            seconds = time.as_secs(),
+            "writing takes long; sending fewer rows at a time"
+        );
     }
 }
 
@@ -58,7 +61,7 @@ mod tests {
     fn sizes_stay_until_requests_are_slow_and_never_grow() {
         let sizes = Sizes::default();
         let get = || sizes.get("account", WriteKind::Create, BULK_ROWS);
-        sizes.took("account", WriteKind::Create, 500, Duration::from_secs(19));
+        sizes.took("account", WriteKind::Create, 500, Duration::from_secs(29));
         assert_eq!(get(), 500);
         sizes.took("account", WriteKind::Create, 500, Duration::from_secs(60));
         assert_eq!(get(), 250);

@@ -53,7 +53,7 @@ pub struct DataverseSource {
     ranges: Semaphore,
 }
 
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -143,7 +143,7 @@ impl DataverseSource {
 
 /// Address of the first page. Columns are named one by one, except where the URL would become too long: then all are asked
 /// for, which leaves out images only (section 3.4).
-fn first_page(table: &TableSchema) -> String {
+pub(crate) fn first_page(table: &TableSchema) -> String {
     let members: Vec<&str> = table.columns.iter().map(|column| column.member.as_str()).collect();
     let address = format!("{}?$select={}", table.entity_set, members.join(","));
     if address.len() > URL_CHARS_MAX { table.entity_set.clone() } else { address }

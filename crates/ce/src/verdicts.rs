@@ -56,7 +56,7 @@ pub(crate) enum Verdict {
     /// The row's outcome.
     Row(WriteOutcome),
     /// The row may be in the state already; it has to be read.
-    LookAtState(Rejection),
+    LookAtState,
     /// The bin does not give the row back; it can be made.
     Make,
     /// No write of this run can succeed.
@@ -72,12 +72,14 @@ pub(crate) fn verdict(tried: Tried<'_>, refused: &Refused) -> Verdict {
     let conflict = || WriteOutcome::Conflict { message: refused.message.clone() };
     let rejected = |class| WriteOutcome::Rejected(rejection(refused, class));
     let outcome = match (kind, refused.class) {
+        // It stayed so until the budget of pauses was spent; nothing was done.
+        (_, RefusalClass::Throttled) => WriteOutcome::NotSent,
         (WriteKind::Undelete, _) if code == BIN_REFERENCE_MISSING => rejected(RejectionClass::MissingReference),
         (WriteKind::Undelete, _) if BIN_DUPLICATE.contains(&code) => conflict(),
         (WriteKind::Undelete, RefusalClass::Table) => rejected(RejectionClass::Table),
         (WriteKind::Undelete, _) => return Verdict::Make,
         (WriteKind::State, _) if IN_STATE_ALREADY.contains(&code) => {
-            return Verdict::LookAtState(rejection(refused, RejectionClass::Row));
+            return Verdict::LookAtState;
         }
         (WriteKind::Create, RefusalClass::AlreadySo) | (WriteKind::Delete, RefusalClass::Missing) => {
             WriteOutcome::Unchanged
@@ -99,7 +101,7 @@ pub(crate) fn verdict(tried: Tried<'_>, refused: &Refused) -> Verdict {
 }
 
 /// Whether no write of this run can succeed.
-pub(crate) fn stops(refused: &Refused, on_behalf: bool) -> bool {
+fn stops(refused: &Refused, on_behalf: bool) -> bool {
     let not_let_in = refused.code.is_some_and(|code| NOT_LET_IN.contains(&code));
     if not_let_in { !on_behalf } else { refused.class == RefusalClass::Environment }
 }
@@ -129,7 +131,8 @@ fn is_about(key: &RowKey, refused: &Refused) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use dynavault_odata::{ErrorBody, classify};
+    use dynavault_odata::ErrorBody;
+    use dynavault_odata::refusal::classify;
 
     use super::*;
 
@@ -158,7 +161,10 @@ mod tests {
 
     #[test]
     fn a_row_that_exists_is_a_conflict_and_a_link_that_exists_is_done() {
-        for refusal in [refused(412, 0, "A record with matching key values already exists."), refused(400, 0x8004_0237, "Cannot insert duplicate key.")] {
+        for refusal in [
+            refused(412, 0, "A record with matching key values already exists."),
+            refused(400, 0x8004_0237, "Cannot insert duplicate key."),
+        ] {
             assert!(is_conflict(&of(WriteKind::Create, false, &refusal)));
             assert_eq!(of(WriteKind::Create, true, &refusal), Verdict::Row(WriteOutcome::Unchanged));
         }

@@ -13,6 +13,8 @@
 
 use std::collections::HashMap;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use dynavault_model::{Member, Row, RowId, RowKey, TableSchema, scan};
 
 use crate::definition::{Definition, Navigations};
@@ -85,6 +87,18 @@ impl Object {
         self.raw(name, serde_json::Value::from(value).to_string().as_bytes());
     }
 
+    /// Bytes as base64 text, encoded in place: blocks of files are large.
+    pub(crate) fn base64(&mut self, name: &str, bytes: &[u8]) {
+        self.name(name.as_bytes());
+        self.0.push(b'"');
+        let start = self.0.len();
+        let length = bytes.len().div_ceil(3) * 4;
+        self.0.resize(start + length, 0);
+        let written = STANDARD.encode_slice(bytes, &mut self.0[start..]).expect("the room was made for it");
+        self.0.truncate(start + written);
+        self.0.push(b'"');
+    }
+
     fn name(&mut self, name: &[u8]) {
         if self.0.len() > 1 {
             self.0.push(b',');
@@ -120,6 +134,20 @@ pub(crate) fn with_row<T>(bytes: &[u8], with: impl FnOnce(&Row<'_>) -> T) -> Res
     Ok(with(&Row::new(bytes, &members)))
 }
 
+/// The members of an object whose names `keep` accepts, with their annotations.
+pub(crate) fn only(bytes: &[u8], keep: impl Fn(&str) -> bool) -> Result<Vec<u8>, Unwritable> {
+    with_row(bytes, |row| {
+        let mut kept = Object::new();
+        for member in row.members() {
+            let name = String::from_utf8_lossy(row.key(member));
+            if keep(name.split('@').next().unwrap_or_default()) {
+                kept.raw(&name, row.value(member));
+            }
+        }
+        kept.finish()
+    })
+}
+
 /// The id of a row as it goes into an address; anything else would let a key escape from its place there.
 pub(crate) fn id(text: &str) -> Result<&str, Unwritable> {
     RowId::from_guid(text.as_bytes()).map(|_| text).filter(|text| !text.starts_with('{')).ok_or(Unwritable::Key)
@@ -152,6 +180,26 @@ pub(crate) struct Wire<'a> {
 impl<'a> Wire<'a> {
     pub(crate) fn new(table: &'a TableSchema, sets: &'a Sets) -> Self {
         Self { table, navigations: Navigations::of(&Definition::of(table)), sets }
+    }
+
+    /// The table that is written.
+    pub(crate) fn table(&self) -> &'a TableSchema {
+        self.table
+    }
+
+    /// Its logical name.
+    pub(crate) fn table_name(&self) -> &'a str {
+        &self.table.table.name
+    }
+
+    /// The address of a row.
+    pub(crate) fn address(&self, key: &RowKey) -> Result<String, Unwritable> {
+        address(self.table, key)
+    }
+
+    /// The property through which `column` is set to a row of `target`.
+    pub(crate) fn navigation(&self, column: &str, target: &str) -> Option<&str> {
+        self.navigations.get(column, target)
     }
 
     /// The key of a row as members of a body.

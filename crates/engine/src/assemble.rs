@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dynavault_catalog::Catalog;
-use dynavault_ce::{DataverseSource, SourceOptions};
+use dynavault_ce::{DataverseSource, DataverseTarget, SourceOptions};
 use dynavault_identity::{AppIdentity, Credential, TokenSource, token_source};
-use dynavault_model::{Clock, FaultKind, RowSource};
+use dynavault_model::{Clock, FaultKind, RowSource, RowTarget};
 use dynavault_odata::{Client, ClientConfig};
 use dynavault_store::{
     AzureAuth, AzureStore, BlobStore, FolderStore, MemoryStore, MissingRoot, RetryLimits, STORAGE_SCOPE, VaultLocation,
@@ -37,6 +37,13 @@ pub(crate) enum VaultUse {
     /// It is looked at; one that does not exist counts as empty, and is not made.
     Look,
     /// It is made when needed.
+    Write,
+}
+
+/// Whether an environment may be written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
     Write,
 }
 
@@ -219,6 +226,29 @@ impl Engine {
 
     /// The reading side of an environment.
     pub(crate) fn source(&self, environment: &EnvironmentConfig) -> Result<Arc<dyn RowSource>, Failure> {
+        Ok(Arc::new(self.dataverse(environment, &environment.profiles, Access::Read)?))
+    }
+
+    /// Both sides of an environment that is written to, as its restore profile where it has one.
+    pub(crate) fn target(
+        &self,
+        environment: &EnvironmentConfig,
+    ) -> Result<(Arc<dyn RowSource>, Arc<dyn RowTarget>), Failure> {
+        let profiles: Vec<String> = match &environment.restore_profile {
+            Some(profile) => vec![profile.clone()],
+            None => environment.profiles.clone(),
+        };
+        let source = Arc::new(self.dataverse(environment, &profiles, Access::Write)?);
+        let target = DataverseTarget::new(Arc::clone(&source), Arc::clone(&self.clock));
+        Ok((source, Arc::new(target)))
+    }
+
+    fn dataverse(
+        &self,
+        environment: &EnvironmentConfig,
+        profiles: &[String],
+        access: Access,
+    ) -> Result<DataverseSource, Failure> {
         let name = &environment.name;
         if environment.kind == EnvironmentKind::Uo {
             return Err(Failure::usage(
@@ -230,7 +260,7 @@ impl Engine {
         let url = crate::config::check_address(&format!("environment {name}: url"), &url)?;
         let origin = url.origin().ascii_serialization();
         let mut users = Vec::new();
-        for profile in &environment.profiles {
+        for profile in profiles {
             let Some(profile) = self.config.profile(profile) else { continue };
             let what = |part: &str| format!("profile {}: {part}", profile.name);
             let authority = match &profile.authority {
@@ -249,8 +279,9 @@ impl Engine {
         }
         let mut client = ClientConfig::new(format!("{origin}{WEB_API}"));
         client.in_flight_max = environment.max_requests_in_flight;
+        client.writes = access == Access::Write;
         let client = Client::new(client, users, Arc::clone(&self.clock))?;
         let options = SourceOptions { formatted_values: environment.formatted_values };
-        Ok(Arc::new(DataverseSource::new(client, options)))
+        Ok(DataverseSource::new(client, options))
     }
 }

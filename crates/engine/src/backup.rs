@@ -1,6 +1,5 @@
 //! Back up one environment: lock, journal, run, report. The journal is told about every end, good or bad.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use crate::TOOL;
 use crate::assemble::{Engine, VaultUse};
 use crate::config::{ConfigError, EnvironmentConfig};
 use crate::failure::Failure;
+use crate::local_lock::LocalLock;
 use crate::memory::peak_memory_bytes;
 
 /// What to back up and how.
@@ -155,7 +155,7 @@ impl<'a> Backup<'a> {
         let mut options = self.options(run)?;
         let name = self.environment.name.clone();
         let catalog = self.engine.catalog().await?;
-        let local = LocalLock::take(&self.engine.state_folder(&name)?, &name).await?;
+        let local = LocalLock::take(&self.engine.state_folder(&name)?, &name, "backup of").await?;
         // Only one process can hold the local lock, so its id may re-take a lease that a crashed process left behind.
         let owner = LockOwner::new(local.id.clone(), describe_host());
         catalog.begin_run(run, RunKind::Backup, &name, options.started).await?;
@@ -229,56 +229,4 @@ impl<'a> Backup<'a> {
 fn describe_host() -> String {
     let host = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
     format!("{} process {}", host.trim(), std::process::id())
-}
-
-/// One run per environment on this machine: a lock on a file beside the state files. The system gives it up with the process.
-struct LocalLock {
-    id: String,
-    _file: std::fs::File,
-}
-
-impl LocalLock {
-    async fn take(folder: &Path, environment: &str) -> Result<Self, Failure> {
-        let (folder, environment) = (folder.to_path_buf(), environment.to_string());
-        let taken = tokio::task::spawn_blocking(move || Self::take_blocking(&folder, &environment)).await;
-        taken.unwrap_or_else(|error| Err(Failure::new(FaultKind::Failed, error.to_string(), None)))
-    }
-
-    fn take_blocking(folder: &Path, environment: &str) -> Result<Self, Failure> {
-        let parent = folder.parent().unwrap_or(folder);
-        let failed = |error: std::io::Error| {
-            Failure::new(
-                FaultKind::Failed,
-                format!("could not use the state folder {}: {error}", parent.display()),
-                Some("check that the disk is not full and the folder of the catalog may be written".into()),
-            )
-        };
-        std::fs::create_dir_all(parent).map_err(failed)?;
-        let path = parent.join(format!("{environment}.lock"));
-        let mut file = std::fs::OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => {
-                return Err(Failure::new(
-                    FaultKind::Busy,
-                    format!("another backup of environment {environment} is running on this machine"),
-                    Some("wait for it, or see `dynavault run list`".into()),
-                ));
-            }
-            Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
-        }
-        let mut id = String::new();
-        std::io::Read::read_to_string(&mut file, &mut id).map_err(failed)?;
-        if id.trim().is_empty() {
-            id = RunId::new(&crate::SystemClock::new()).to_string();
-            std::io::Write::write_all(&mut file, id.as_bytes()).map_err(failed)?;
-        }
-        Ok(Self { id: id.trim().to_string(), _file: file })
-    }
 }

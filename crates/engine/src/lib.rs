@@ -11,8 +11,12 @@ mod config;
 mod export;
 mod failure;
 mod inspect;
+mod local_lock;
 mod memory;
 mod rebuild;
+mod report;
+mod restore;
+mod restore_plan;
 mod verify;
 
 pub use assemble::Engine;
@@ -23,12 +27,15 @@ pub use config::{
 };
 pub use dynavault_catalog::{RunFilter, RunSummary};
 pub use dynavault_pipeline::TablePlan;
+pub use dynavault_restore::{ConflictPolicy, Counts, PlanFile, PlanLine};
 pub use dynavault_vault::{ContentReference, Damage, Manifest, VerifyOptions, VerifyReport, generate_key, sha256_hex};
 pub use export::{Carried, ExportFormat, ExportRequest, ExportStats};
 pub use failure::Failure;
 pub use inspect::{SnapshotLine, SnapshotWanted};
 pub use memory::peak_memory_bytes;
 pub use rebuild::RebuildStats;
+pub use restore::{Restore, RestoreEnd, RestoreStatus};
+pub use restore_plan::RestoreRequest;
 pub use secrecy::ExposeSecret;
 
 /// Program and version, as manifests name it.

@@ -7,19 +7,24 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use url::Url;
 
 /// Which Microsoft cloud a tenant is in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Cloud {
     /// Public, and Microsoft 365 GCC.
     #[default]
+    #[serde(rename = "public")]
     Public,
     /// US government, GCC High.
+    #[serde(rename = "usgov")]
     UsGov,
     /// US government, Department of Defense.
+    #[serde(rename = "usgov-dod")]
     UsGovDod,
     /// China, operated by 21Vianet.
+    #[serde(rename = "china")]
     China,
 }
 
@@ -211,6 +216,7 @@ mod tests {
     fn names_go_both_ways_and_an_unknown_one_is_refused() {
         for cloud in Cloud::ALL {
             assert_eq!(cloud.to_string().parse(), Ok(cloud));
+            assert_eq!(serde_json::to_value(cloud).unwrap(), cloud.name(), "the configuration has the same word");
             assert!(Url::parse(cloud.authority()).is_ok() && Url::parse(cloud.graph()).is_ok());
         }
         assert_eq!(Cloud::default(), Cloud::Public);

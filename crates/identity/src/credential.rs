@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dynavault_model::Clock;
+use jiff::SignedDuration;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::io::AsyncReadExt;
+use tracing::warn;
 use url::Url;
 use zeroize::Zeroizing;
 
@@ -27,6 +29,8 @@ pub const PUBLIC_AUTHORITY: &str = "https://login.microsoftonline.com";
 
 /// Longest federated token that is read, in bytes.
 const FEDERATED_TOKEN_BYTES_MAX: u64 = 64 * 1024;
+/// A certificate that expires within this time is worth a warning.
+const EXPIRY_WARNED: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// Where the usual Kubernetes webhook says its token is (section 9.3).
 const FEDERATED_TOKEN_VARIABLE: &str = "AZURE_FEDERATED_TOKEN_FILE";
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
@@ -141,7 +145,10 @@ impl Asker {
         let sdk = |giver| SdkAsker::new(giver, asked.clone()).map(Way::Sdk);
         let way = match &identity.credential {
             Credential::ClientSecret { secret } => own(Proof::Secret(secret.clone()))?,
-            Credential::ClientCertificate { certificate } => own(Proof::Certificate(Arc::clone(certificate)))?,
+            Credential::ClientCertificate { certificate } => {
+                check_expiry(&asked, certificate, &*clock)?;
+                own(Proof::Certificate(Arc::clone(certificate)))?
+            }
             Credential::WorkloadIdentity { token_file } => own(Proof::Federated(token_file.clone()))?,
             Credential::ManagedIdentity { client_id } => sdk(Giver::Machine { client_id: client_id.clone() })?,
             Credential::AzureCli => sdk(Giver::AzureCli)?,
@@ -183,6 +190,19 @@ impl Asker {
         expected.check(&self.name, &issued.token)?;
         Ok(issued)
     }
+}
+
+/// An expired certificate is refused before anything is sent, one about to expire is worth a warning (section 9.2).
+fn check_expiry(asked: &Asked, certificate: &ClientCertificate, clock: &dyn Clock) -> Result<(), TokenError> {
+    let (now, expires) = (clock.now(), certificate.expires());
+    if expires <= now {
+        let remedy = format!("create a new certificate and upload it to the app registration {}", asked.client_id);
+        return Err(config(asked, format!("its certificate expired at {expires}"), &remedy));
+    }
+    if expires.duration_since(now) < EXPIRY_WARNED {
+        warn!(profile = asked.profile, %expires, "the certificate expires soon");
+    }
+    Ok(())
 }
 
 /// Value of the parameter `claims`, if one is to be sent. Continuous evaluation is declared for Graph only: it makes

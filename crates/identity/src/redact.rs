@@ -42,11 +42,15 @@ pub fn url_for_message(url: &Url) -> String {
 /// replaced, at most [`FOREIGN_TEXT_CHARS_MAX`] characters.
 pub fn scrub(text: &str) -> String {
     let mut clean = String::new();
+    // `name: value` is two words.
+    let mut value_follows = false;
     for word in text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
         if !clean.is_empty() {
             clean.push(' ');
         }
-        clean.push_str(&scrub_word(word));
+        let shown = if value_follows { "[hidden]".to_owned() } else { scrub_word(word) };
+        value_follows = !value_follows && shown != word && word.ends_with(['=', ':', '"']);
+        clean.push_str(&shown);
         if clean.chars().count() > FOREIGN_TEXT_CHARS_MAX {
             break;
         }
@@ -92,7 +96,7 @@ mod tests {
 
     #[test]
     fn foreign_text_is_one_clean_line() {
-        let text = "error for (https://a.b/c?sv=1&sig=SECRET)\r\n  client_secret=SECRET {\"access_token\":\"SECRET\"} sig=SECRET&x design=fine \u{1b}[31m";
+        let text = "error for (https://a.b/c?sv=1&sig=SECRET)\r\n  client_secret=SECRET {\"access_token\":\"SECRET\"} \"refresh_token\": \"SECRET\" id_token: SECRET sig=SECRET&x design=fine \u{1b}[31m";
         let shown = scrub(text);
         assert!(!shown.contains("SECRET"), "{shown}");
         assert!(shown.contains("design=fine") && shown.contains("https://a.b/c?[hidden]"), "{shown}");

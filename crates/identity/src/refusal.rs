@@ -160,7 +160,7 @@ pub(crate) fn classify_redirect(asked: &Asked, error: &str, description: &str) -
         error_code: None,
         request_id: None,
         date: None,
-        body: Default::default(),
+        body: azure_core::Bytes::new(),
     };
     of_body(asked, body, &reply, Timestamp::UNIX_EPOCH)
 }

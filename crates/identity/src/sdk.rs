@@ -135,7 +135,10 @@ impl SdkAsker {
                 Giver::AzureCli => TokenError::Local {
                     profile: asked.profile.clone(),
                     reason: redact::scrub(&error.to_string()),
-                    remedy: "run `az login` on this machine, for the tenant of the profile".to_owned(),
+                    remedy: match asked.tenant.as_str() {
+                        "" => "run `az login` on this machine".to_owned(),
+                        tenant => format!("run `az login --tenant {tenant}` on this machine"),
+                    },
                 },
                 // The SDK's words about a reply it could not parse may quote the reply.
                 Giver::Machine { .. } => unreachable(asked, NotAToken),

@@ -52,8 +52,7 @@ pub trait TokenSource: Send + Sync + fmt::Debug {
     /// Forgets `token` after the service refused it with 401 and asked for `claims`: the next token request carries
     /// them. Ask once; a second challenge is final (`entra` protocol, section 8). A source that cannot ask for claims
     /// asks for an ordinary token.
-    fn challenge(&self, token: &BearerToken, claims: &ClaimsChallenge) {
-        let _unused = claims;
+    fn challenge(&self, token: &BearerToken, _claims: &ClaimsChallenge) {
         self.invalidate(token);
     }
 

@@ -373,7 +373,13 @@ pub trait RowTarget: Send + Sync {
     /// How many requests `rows` writes take when none is refused; for plans.
     fn requests_for(&self, table: &TableSchema, kind: WriteKind, rows: u64) -> u64;
 
-    /// Delivers the rows that exist among `keys`, each with its entity tag, in any order. Retries inside.
+    /// How many requests an upload of `size` bytes takes when none is refused; for plans.
+    fn upload_requests(&self, _column: &ContentColumn, size: u64, _mime: Option<&str>) -> u64 {
+        size.div_ceil(4 << 20).max(1) + 2
+    }
+
+    /// Delivers the rows that exist among `keys`, each with its entity tag, in any order. Retries inside. A link is asked for
+    /// by the id of its own row, or by its two ends: the first as `id`, the second as `partition`.
     async fn read_rows(
         &self,
         table: &TableSchema,

@@ -16,9 +16,11 @@
 mod codec;
 
 use std::fmt;
+use std::time::Duration;
 
 use bytes::Bytes;
 use dynavault_model::Call;
+use jiff::Timestamp;
 
 use self::codec::{Decoded, DecodedItem, DecodedPart};
 use crate::client::{Client, Reply, UserSlot};
@@ -217,7 +219,7 @@ impl Client {
                 bytes_max: request.bytes_max,
             };
             let answers = match series.deliver(&sending).await {
-                Ok(Delivered::Answer(answer)) => read_answer(&sent, answer, request.on_error, call),
+                Ok(Delivered::Answer(answer)) => self.read_answer(&sent, answer, request.on_error, call),
                 Ok(Delivered::Refused(refusal)) => same(&sent, &PartReply::Refused(refusal)),
                 Err(WriteFault::Unknown { message, .. }) => same(&sent, &PartReply::Unknown { message }),
                 Err(WriteFault::NotDone(error)) => return Err(error),
@@ -248,6 +250,27 @@ impl Client {
             pending = again;
         }
         Ok(())
+    }
+
+    /// Reads an answer and tells the governor what is in it.
+    fn read_answer(&self, items: &[&Item], mut answer: Answer, on_error: OnError, call: &Call) -> Vec<Vec<PartReply>> {
+        let kind = answer.headers.get("content-type").unwrap_or_default();
+        let replies = match codec::decode(kind, &answer.body) {
+            Ok(decoded) => {
+                answer.signals.retry_after = longest_pause(&decoded, &answer.signals, self.clock.now());
+                align(items, decoded, answer.is_success(), on_error)
+            }
+            Err(message) => same(items, &PartReply::Unknown { message }),
+        };
+        let throttled = replies.iter().flatten().find_map(|reply| match reply {
+            PartReply::Refused(refusal) if refusal.class() == RefusalClass::Throttled => Some(refusal.error_body()),
+            _ => None,
+        });
+        if throttled.is_some() {
+            call.tally.throttled(1);
+        }
+        answer.close(throttled.map_or(Outcome::Answered, |body| Outcome::Throttled(Throttle::read(&body))));
+        replies
     }
 }
 
@@ -291,44 +314,13 @@ fn more_urgent(known: Option<(Failure, String)>, new: (Failure, String)) -> (Fai
     }
 }
 
-/// Reads an answer and tells the governor what is in it.
-fn read_answer(items: &[&Item], mut answer: Answer, on_error: OnError, call: &Call) -> Vec<Vec<PartReply>> {
-    let kind = answer.headers.get("content-type").unwrap_or_default().to_owned();
-    let decoded = if answer.is_multipart() {
-        codec::decode(&kind, &answer.body)
-    } else {
-        Err("the answer to a batch is not one".to_owned())
-    };
-    let replies = match decoded {
-        Ok(decoded) => {
-            let now_pause = longest_pause(&decoded, &answer.signals);
-            answer.signals.retry_after = now_pause;
-            align(items, decoded, answer.is_success(), on_error)
-        }
-        Err(message) => same(items, &PartReply::Unknown { message }),
-    };
-    let throttled = replies.iter().flatten().find_map(|reply| match reply {
-        PartReply::Refused(refusal) if refusal.class() == RefusalClass::Throttled => Some(refusal.error_body()),
-        _ => None,
-    });
-    if throttled.is_some() {
-        call.tally.throttled(1);
-    }
-    answer.close(throttled.map_or(Outcome::Answered, |body| Outcome::Throttled(Throttle::read(&body))));
-    replies
-}
-
-/// The longest pause that the answer or a throttled part of it asks for.
-fn longest_pause(decoded: &Decoded, signals: &Signals) -> Option<std::time::Duration> {
+/// The longest pause that the answer or a part of it asks for.
+fn longest_pause(decoded: &Decoded, signals: &Signals, now: Timestamp) -> Option<Duration> {
     let parts = decoded.items.iter().flat_map(|item| match item {
         DecodedItem::Part(part) => std::slice::from_ref(part),
         DecodedItem::ChangeSet(parts) => parts.as_deref().unwrap_or_default(),
     });
-    // A date is meaningless here without a clock of ours; parts that are throttled say seconds.
-    let seconds = parts.filter_map(|part| part.headers.get("retry-after")?.trim().parse::<u32>().ok());
-    let asked = seconds.map(|seconds| {
-        std::time::Duration::from_secs(seconds.into()).min(crate::governor::RETRY_AFTER_MAX)
-    });
+    let asked = parts.filter_map(|part| Signals::read(|name| part.headers.get(name), now).retry_after);
     asked.chain(signals.retry_after).max()
 }
 

@@ -184,6 +184,14 @@ pub struct Client {
     service_seconds: AtomicI64,
 }
 
+/// Messages sent by POST that only read (`dataverse` protocol, test T102). Batches of reads are [`Client::batch`].
+const READING_MESSAGES: [&str; 4] = [
+    "InitializeFileBlocksDownload",
+    "InitializeAnnotationBlocksDownload",
+    "InitializeAttachmentBlocksDownload",
+    "DownloadBlock",
+];
+
 const NO_TIME: i64 = i64::MIN;
 
 impl fmt::Debug for Client {
@@ -282,8 +290,8 @@ impl Client {
         self.buffered(slot, path_or_url, prefer, headers, None, bytes_max, call).await
     }
 
-    /// Sends a message that only reads (a block of a file, a batch of reads) and reads its answer into memory. The caller
-    /// vouches that it may be sent again.
+    /// Sends a message that only reads (a block of a file) and reads its answer into memory. It may be sent again like any
+    /// read, so other messages than those known to read only are refused.
     #[expect(clippy::too_many_arguments, reason = "the parts of a request, each named at the call")]
     pub async fn post_read(
         &self,
@@ -295,6 +303,11 @@ impl Client {
         bytes_max: usize,
         call: &Call,
     ) -> Result<Reply, RequestError> {
+        let name = path_or_url.rsplit('/').next().unwrap_or_default();
+        if !READING_MESSAGES.contains(&name) {
+            let detail = "the message is not known to read only".to_owned();
+            return Err(RequestError::Protocol { what: "sending a message that reads".to_owned(), detail });
+        }
         self.buffered(slot, path_or_url, prefer, headers, Some(body), bytes_max, call).await
     }
 

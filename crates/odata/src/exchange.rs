@@ -1,4 +1,4 @@
-//! One request from first try to last: the only retry loop towards environments.
+//! One read from first try to last. Writes follow other rules ([`crate::write`]) within the same budgets.
 //!
 //! ```text
 //!   token ─ permit ─ send ─┬ success ─ stream the body ─┬ whole ─▶ done

@@ -287,7 +287,9 @@ pub(crate) fn judge(nature: Nature, refusal: &Refusal) -> Judgement {
         Verdict::Renew => Judgement::Renew,
         _ if !proves_nothing_done(status, refusal.code) => Judgement::Lost,
         // A server error in the middle of several transactions proves nothing about the earlier ones.
-        _ if nature == Nature::Parts && status >= 500 && refusal.class() != RefusalClass::Environment => Judgement::Lost,
+        _ if nature == Nature::Parts && status >= 500 && refusal.class() != RefusalClass::Environment => {
+            Judgement::Lost
+        }
         _ => Judgement::Definite,
     }
 }
@@ -476,13 +478,7 @@ impl Client {
         Ok(url[url::Position::BeforePath..url::Position::AfterQuery].to_owned())
     }
 
-    async fn send_once(
-        &self,
-        sending: &Sending<'_>,
-        request: reqwest::Request,
-        permit: Permit,
-        call: &Call,
-    ) -> Sent {
+    async fn send_once(&self, sending: &Sending<'_>, request: reqwest::Request, permit: Permit, call: &Call) -> Sent {
         call.tally.requests(1);
         trace!(what = sending.outgoing.what, "sending");
         let response = match tokio::time::timeout(self.config.headers_timeout, self.http.execute(request)).await {
@@ -536,8 +532,7 @@ impl Client {
 /// What kept an answer from being read.
 fn words(fault: BodyFault) -> String {
     match fault {
-        BodyFault::Transport(text) => text,
-        BodyFault::Intake(IntakeFault::Cut(text) | IntakeFault::Malformed(text)) => text,
+        BodyFault::Transport(text) | BodyFault::Intake(IntakeFault::Cut(text) | IntakeFault::Malformed(text)) => text,
         BodyFault::Intake(IntakeFault::TooLarge(limit)) => format!("the answer is larger than {limit} bytes"),
         BodyFault::Cancelled | BodyFault::Intake(_) => "the answer was cut".to_owned(),
     }

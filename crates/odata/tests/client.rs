@@ -240,7 +240,11 @@ async fn every_call_carries_the_headers_of_the_protocol_and_no_cookie() {
     trial.get().await.unwrap();
     let slot = trial.client.slot();
     let conditional = [("If-None-Match", "W/\"1\""), ("Accept", "text/plain")];
-    trial.client.post_read(&slot, "x", Some("a=1"), &conditional, "{\"b\":1}".into(), 100, &trial.call).await.unwrap();
+    trial
+        .client
+        .post_read(&slot, "DownloadBlock", Some("a=1"), &conditional, "{\"b\":1}".into(), 100, &trial.call)
+        .await
+        .unwrap();
     let requests = trial.requests.lock().unwrap().clone();
     for request in &requests {
         let lower = request.to_ascii_lowercase();

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dynavault_catalog::{Catalog, OpOutcome, OpState};
 use dynavault_model::{
-    Call, Observer, RejectionClass, RowSource, RowTarget, RowWrite, RunId, SourceError, TableEvent, TableSchema, Treatment,
+    Call, Guard, Observer, RejectionClass, RowSource, RowTarget, RowWrite, RunId, SourceError, TableEvent, TableSchema, Treatment,
     WriteKind, WriteOptions, WriteOutcome,
 };
 use dynavault_vault::Vault;
@@ -32,7 +32,7 @@ use crate::adjust::without_reference;
 use crate::batches::{BatchKey, Cutter};
 use crate::outcomes::RestoreReport;
 use crate::plan::{Action, Op};
-use crate::settle::{Settled, read_live, settle};
+use crate::settle::{Settled, differs_by_cascade_only, read_live, settle};
 
 /// Operations read ahead of the writes.
 const AHEAD_MAX: usize = 256;
@@ -371,7 +371,7 @@ impl Applier {
         let rejection = match answer {
             WriteOutcome::Done => return Ok(noted(op.n, OpState::Done, None, None)),
             WriteOutcome::Unchanged => return Ok(noted(op.n, OpState::Unchanged, None, None)),
-            WriteOutcome::Conflict { message } => return Ok(noted(op.n, OpState::Conflict, None, Some(message))),
+            WriteOutcome::Conflict { message } => return self.conflict(schema, kind, op, message).await,
             WriteOutcome::Unknown { message } => return Ok(noted(op.n, OpState::Sent, None, Some(message))),
             WriteOutcome::NotSent => return Ok(noted(op.n, OpState::Sent, None, None)),
             WriteOutcome::Rejected(rejection) => rejection,
@@ -389,6 +389,33 @@ impl Applier {
             }
             _ => Ok(rejected),
         }
+    }
+
+    /// A row that is not the version the plan was made for. One that is to be deleted may differ by what the deletion of the
+    /// rows it refers to did to it, and by nothing else: then it is deleted as it is now.
+    async fn conflict(
+        &self,
+        schema: &TableSchema,
+        kind: WriteKind,
+        op: &Op,
+        message: String,
+    ) -> Result<OpOutcome, RestoreError> {
+        let conflict = noted(op.n, OpState::Conflict, None, Some(message));
+        let Some(from) = op.from.as_deref().filter(|_| kind == WriteKind::Delete) else { return Ok(conflict) };
+        let (target, call) = (self.parts.target.as_ref(), &self.parts.call);
+        let live = read_live(target, schema, std::slice::from_ref(&op.key), call).await?;
+        let Some(live) = live.get(&op.key) else { return Ok(noted(op.n, OpState::Done, None, None)) };
+        let Some(etag) = live.etag().filter(|_| differs_by_cascade_only(from, live)) else { return Ok(conflict) };
+        let again = Op { guard: Guard::Unchanged(etag), ..op.clone() };
+        let answers = target.write(schema, kind, &[row_write(&again)], &self.parts.options, call).await?;
+        Ok(match answers.into_iter().next() {
+            Some(WriteOutcome::Done | WriteOutcome::Unchanged) => noted(op.n, OpState::Done, None, None),
+            Some(WriteOutcome::Rejected(rejection)) => {
+                noted(op.n, OpState::Rejected, Some(rejection.code), Some(rejection.message))
+            }
+            Some(WriteOutcome::Unknown { message }) => noted(op.n, OpState::Sent, None, Some(message)),
+            _ => conflict,
+        })
     }
 
     /// Writes a row without the references the service says are missing.

@@ -1,6 +1,9 @@
 //! How operations are cut into requests. The planner counts with the same rule that applying follows, so that the number
 //! of calls in a plan is the number of calls made when nothing is refused.
 
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
 use dynavault_model::{RowTarget, TableSchema, WriteKind};
 
 use crate::plan::{Action, Op, Step};
@@ -11,6 +14,10 @@ pub const BATCH_BYTES_MAX: usize = 4 << 20;
 const CONTENT_BLOCK_BYTES: u64 = 4 << 20;
 /// Requests for a piece of content beside its blocks: opening and closing the upload.
 const CONTENT_FRAME_REQUESTS: u64 = 2;
+
+/// Execution time of one write request on average, for estimates: batches are sized to stay well under the service's time
+/// limits, and most requests are batches.
+const EXECUTION_MS_PER_REQUEST: u64 = 1_000;
 
 /// What operations must share to go into one batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,48 +79,61 @@ impl Cutter {
 }
 
 /// Counts the requests of a stream of operations, table by table.
-pub(crate) struct RequestCounter<'a> {
+pub(crate) struct RequestTotals<'a> {
     target: &'a dyn RowTarget,
+    schemas: &'a HashMap<String, Arc<TableSchema>>,
     cutter: Cutter,
-    open: Option<(WriteKind, u64)>,
+    open: Option<(String, WriteKind, u64)>,
+    tables: BTreeMap<String, u64>,
 }
 
-impl<'a> RequestCounter<'a> {
-    pub(crate) fn new(target: &'a dyn RowTarget) -> Self {
-        Self { target, cutter: Cutter::default(), open: None }
+impl<'a> RequestTotals<'a> {
+    pub(crate) fn new(target: &'a dyn RowTarget, schemas: &'a HashMap<String, Arc<TableSchema>>) -> Self {
+        Self { target, schemas, cutter: Cutter::default(), open: None, tables: BTreeMap::new() }
     }
 
-    /// Takes the next operation; gives the requests that are certain by now. `schema` is of the operation's table, `before`
-    /// of the operation before it.
-    pub(crate) fn push(&mut self, op: &Op, schema: &TableSchema, before: Option<&TableSchema>) -> (u64, u64) {
+    /// Takes the next operation.
+    pub(crate) fn push(&mut self, op: &Op) {
+        let Some(schema) = self.schemas.get(&op.table) else { return };
+        let rows_max = match op.action {
+            Action::Write(kind) => self.target.batch_rows(schema, kind),
+            Action::Upload | Action::Clear => 1,
+        };
+        if self.cutter.begins(op, rows_max) {
+            self.close();
+        }
         match op.action {
             Action::Write(kind) => {
-                let rows_max = self.target.batch_rows(schema, kind);
-                let mut done = 0;
-                if self.cutter.begins(op, rows_max) {
-                    done = before.map_or(0, |before| self.close(before));
-                    self.open = Some((kind, 0));
-                }
-                if let Some((_, rows)) = self.open.as_mut() {
-                    *rows += 1;
-                }
-                (done, 0)
+                self.open.get_or_insert_with(|| (op.table.clone(), kind, 0)).2 += 1;
             }
-            Action::Upload | Action::Clear => {
-                let done = before.map_or(0, |before| self.close(before));
-                let _begins = self.cutter.begins(op, 1);
+            Action::Upload => {
                 let size = op.content.as_ref().map_or(0, |content| content.size);
-                let requests = match op.action {
-                    Action::Upload => size.div_ceil(CONTENT_BLOCK_BYTES).max(1) + CONTENT_FRAME_REQUESTS,
-                    _ => 1,
-                };
-                (done, requests)
+                let requests = size.div_ceil(CONTENT_BLOCK_BYTES).max(1) + CONTENT_FRAME_REQUESTS;
+                *self.tables.entry(op.table.clone()).or_default() += requests;
             }
+            Action::Clear => *self.tables.entry(op.table.clone()).or_default() += 1,
         }
     }
 
-    /// Requests of the batch that is open; its table is `schema`.
-    pub(crate) fn close(&mut self, schema: &TableSchema) -> u64 {
-        self.open.take().map_or(0, |(kind, rows)| self.target.requests_for(schema, kind, rows))
+    fn close(&mut self) {
+        if let Some((table, kind, rows)) = self.open.take()
+            && let Some(schema) = self.schemas.get(&table)
+        {
+            *self.tables.entry(table).or_default() += self.target.requests_for(schema, kind, rows);
+        }
     }
+
+    /// Requests by table, and their sum.
+    pub(crate) fn finish(mut self) -> (BTreeMap<String, u64>, u64) {
+        self.close();
+        let total = self.tables.values().sum();
+        (self.tables, total)
+    }
+}
+
+/// Whole minutes that so many write requests take under the service's limits, at least: 1,200 s of execution in 5 minutes
+/// (`dataverse` protocol, section 5.1) and about one second of execution for a batch.
+pub(crate) fn minutes(requests: u64) -> u64 {
+    // 4 s of execution a second are permitted.
+    (requests * EXECUTION_MS_PER_REQUEST).div_ceil(4 * 60_000)
 }

@@ -2,12 +2,9 @@
 //!
 //! A plan is in the order of writing: a row's creation, its lookups and its state stand far apart. Proof and undo look at one
 //! row at a time. So the operations are copied into one scratch file per table, with an index of (row id, place) in memory:
-//! 28 bytes an operation, however wide its rows are.
+//! 24 bytes an operation, however wide its rows are.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use dynavault_catalog::OpState;
@@ -16,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::RestoreError;
 use crate::plan::{Action, Op};
+use crate::spill::Spill;
 
 /// An operation with what became of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -35,19 +33,12 @@ pub(crate) struct RowHistory {
     pub(crate) tried: Vec<Tried>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
-    id: RowId,
-    offset: u64,
-    length: u32,
-}
-
 /// The operations of one table.
 #[derive(Debug)]
 pub(crate) struct TableHistory {
-    file: BufWriter<File>,
-    end: u64,
-    places: Vec<Place>,
+    spill: Spill,
+    /// Row and offset of each operation.
+    places: Vec<(RowId, u64)>,
 }
 
 /// The operations of a run, by table and row.
@@ -74,58 +65,48 @@ impl Histories {
         state: OpState,
         before: Option<String>,
     ) -> Result<(), RestoreError> {
-        let failed = |source| RestoreError::File { path: scratch.to_path_buf(), source };
         let table = match self.tables.get_mut(&op.table) {
             Some(table) => table,
             None => {
-                let file = BufWriter::new(tempfile::tempfile_in(scratch).map_err(failed)?);
-                let table = TableHistory { file, end: 0, places: Vec::new() };
+                let table = TableHistory { spill: Spill::new(scratch)?, places: Vec::new() };
                 self.tables.entry(op.table.clone()).or_insert(table)
             }
         };
         let id = row_id(&op.key);
-        let tried = Tried { op, done: state == OpState::Done, before };
-        let line = serde_json::to_vec(&tried).map_err(|error| RestoreError::Worker(error.to_string()))?;
-        table.file.write_all(&line).map_err(failed)?;
-        table.places.push(Place { id, offset: table.end, length: line.len() as u32 });
-        table.end += line.len() as u64;
+        let offset = table.spill.push_json(&Tried { op, done: state == OpState::Done, before })?;
+        table.places.push((id, offset));
         Ok(())
     }
 }
 
 impl TableHistory {
     /// Rows of the table, in order of their ids.
-    pub(crate) fn rows(&mut self, scratch: &Path) -> Result<Rows<'_>, RestoreError> {
-        let failed = |source| RestoreError::File { path: scratch.to_path_buf(), source };
-        self.file.flush().map_err(failed)?;
-        self.file.seek(SeekFrom::End(0)).map_err(failed)?;
+    pub(crate) fn rows(&mut self) -> Rows<'_> {
         self.places.sort_unstable();
-        Ok(Rows { file: self.file.get_ref(), places: &self.places })
+        Rows { spill: &mut self.spill, places: &self.places }
     }
 }
 
 /// The rows of a table that is read.
 pub(crate) struct Rows<'a> {
-    file: &'a File,
-    places: &'a [Place],
+    spill: &'a mut Spill,
+    places: &'a [(RowId, u64)],
 }
 
 impl Rows<'_> {
     /// The next row with its operations.
     pub(crate) fn next_row(&mut self) -> Result<Option<RowHistory>, RestoreError> {
-        let Some(first) = self.places.first() else { return Ok(None) };
-        let count = self.places.iter().take_while(|place| place.id == first.id).count();
+        let Some((id, _)) = self.places.first().copied() else { return Ok(None) };
+        let count = self.places.iter().take_while(|(other, _)| *other == id).count();
         let (mine, rest) = self.places.split_at(count);
         self.places = rest;
+        let mut record = Vec::new();
         let mut tried = Vec::with_capacity(count);
-        for place in mine {
-            let mut line = vec![0; place.length as usize];
-            self.file
-                .read_exact_at(&mut line, place.offset)
-                .map_err(|source| RestoreError::File { path: "scratch file".into(), source })?;
-            tried.push(serde_json::from_slice(&line).map_err(|error| RestoreError::Worker(error.to_string()))?);
+        for (_, offset) in mine {
+            self.spill.read(*offset, &mut record)?;
+            tried.push(serde_json::from_slice(&record).map_err(|error| RestoreError::Worker(error.to_string()))?);
         }
-        Ok(Some(RowHistory { id: first.id, tried }))
+        Ok(Some(RowHistory { id, tried }))
     }
 }
 

@@ -103,7 +103,7 @@ impl ProveParts {
         let table = schema.table.name.clone();
         let prover = Prover { table: &table, rules: &rules, options: &self.options, user: &self.user };
         let mut made = Vec::new();
-        let mut rows = history.rows(&self.scratch)?;
+        let mut rows = history.rows();
         while let Some(row) = rows.next_row()? {
             if row.was_created() {
                 made.push(row.id);
@@ -111,7 +111,7 @@ impl ProveParts {
         }
         let mut snapshot = self.snapshot_rows(&table, made);
         let mut ahead: Option<(RowId, Vec<u8>)> = None;
-        let mut rows = history.rows(&self.scratch)?;
+        let mut rows = history.rows();
         let mut ended = false;
         while !ended {
             let mut block: Vec<(RowHistory, Option<Vec<u8>>)> = Vec::with_capacity(BLOCK_ROWS);
@@ -271,7 +271,7 @@ impl ProveParts {
             }
         }
         let pairs = pairs.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut rows = history.rows(&self.scratch)?;
+        let mut rows = history.rows();
         while let Some(row) = rows.next_row()? {
             for tried in row.tried.iter().filter(|tried| tried.done) {
                 let Some(set) = tried.op.set.as_deref().or(tried.op.from.as_deref()) else { continue };

@@ -129,6 +129,27 @@ pub(crate) fn holds(set: &RawValue, live: &LiveRow) -> bool {
     .unwrap_or(false)
 }
 
+/// Whether a row differs from an earlier version only as the deletion of rows it referred to explains: references that are
+/// empty now, and the marks of the change itself.
+pub(crate) fn differs_by_cascade_only(from: &RawValue, live: &LiveRow) -> bool {
+    let bytes = from.get().as_bytes();
+    let mut members = Vec::new();
+    if scan(bytes, &mut members).is_err() {
+        return false;
+    }
+    let before = Row::new(bytes, &members);
+    let marks = ["versionnumber", "modifiedon", "_modifiedby_value", "_modifiedonbehalfby_value"];
+    live.with(|now| {
+        before.members().iter().all(|member| {
+            let name = String::from_utf8_lossy(before.key(member));
+            let reference = name.starts_with('_') && name.ends_with("_value");
+            let emptied = reference && now.get(&name).is_none_or(|value| value == b"null");
+            !is_value(&name) || marks.contains(&&*name) || emptied || same_value(Some(before.value(member)), now.get(&name))
+        })
+    })
+    .unwrap_or(false)
+}
+
 /// What reading a row again says about a lost write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Settled {

@@ -17,8 +17,7 @@ pub(crate) const BYPASS_PLUGINS: &str = "prvBypassCustomPlugins";
 /// Leaves custom logic out (dataverse 6.10).
 pub(crate) const BYPASS_LOGIC: &str = "prvBypassCustomBusinessLogic";
 /// Privileges that belong to no table.
-pub(crate) const GLOBAL_PRIVILEGES: [&str; 4] =
-    [OVERRIDE_CREATED_ON, ACT_ON_BEHALF, BYPASS_PLUGINS, BYPASS_LOGIC];
+pub(crate) const GLOBAL_PRIVILEGES: [&str; 4] = [OVERRIDE_CREATED_ON, ACT_ON_BEHALF, BYPASS_PLUGINS, BYPASS_LOGIC];
 /// What can be done to a table, as the names of privileges say it (dataverse 9.4).
 pub(crate) const ACTIONS: [&str; 8] = ["Create", "Read", "Write", "Delete", "Append", "AppendTo", "Assign", "Share"];
 
@@ -37,14 +36,14 @@ pub(crate) struct Controls {
     pub(crate) stamp_floor: u64,
     /// Days a delta token lives.
     pub(crate) expiry_days: u32,
+    /// Which environment it is; people have other ids in each.
+    pub(crate) environment: u64,
     /// Privileges taken from all callers, by name.
     pub(crate) missing: BTreeSet<String>,
     /// Privileges that single users lack; they count when somebody acts for that user.
     pub(crate) missing_of: BTreeMap<Guid, BTreeSet<String>>,
     /// Users without any role.
     pub(crate) without_roles: BTreeSet<Guid>,
-    /// Tables whose optimistic concurrency was switched the other way (dataverse 6.13).
-    pub(crate) concurrency: BTreeMap<String, bool>,
 }
 
 /// The name of a privilege: activities share theirs, and parts of other rows have those of their parent.
@@ -67,6 +66,11 @@ impl Controls {
         self.overridden.get(&def.name).copied().unwrap_or(def.unreadable)
     }
 
+    /// `systemuserid` of a caller.
+    pub(crate) fn user_id(&self, user: usize) -> Guid {
+        user_id(self.environment, user)
+    }
+
     /// Refuses a table whose rows cannot be read (dataverse 2.8, 8.13, 9.3).
     pub(crate) fn check_read(&self, def: &TableDef, user: usize) -> Result<(), Refusal> {
         if def.storage == Storage::Virtual {
@@ -82,7 +86,7 @@ impl Controls {
                 "0x80040800",
                 format!("The 'RetrieveMultiple' method does not support entities of type '{}'.", def.name),
             )),
-            Some(Unreadable::NoPrivilege) => Err(no_privilege(&privilege("Read", def), Some(def), user_id(user))),
+            Some(Unreadable::NoPrivilege) => Err(no_privilege(&privilege("Read", def), Some(def), self.user_id(user))),
             Some(Unreadable::NotOrganizationWide) | None => Ok(()),
         }
     }
@@ -90,7 +94,7 @@ impl Controls {
     /// Tracked reads need the privilege for the whole organization (dataverse 4.3).
     pub(crate) fn check_organization_read(&self, def: &TableDef, user: usize) -> Result<(), Refusal> {
         if self.restriction(def) == Some(Unreadable::NotOrganizationWide) {
-            Err(no_privilege(&privilege("Read", def), Some(def), user_id(user)))
+            Err(no_privilege(&privilege("Read", def), Some(def), self.user_id(user)))
         } else {
             Ok(())
         }
@@ -106,20 +110,12 @@ impl Controls {
         !self.missing.contains(privilege)
             && !self.missing_of.get(&acting).is_some_and(|missing| missing.contains(privilege))
     }
-
-    /// Whether `If-Match` with an etag works on a table (dataverse 6.13).
-    pub(crate) fn has_concurrency(&self, def: &TableDef) -> bool {
-        let built_in = def.concurrency && def.storage != Storage::Virtual && !def.is_intersect();
-        self.concurrency.get(&def.name).copied().unwrap_or(built_in)
-    }
 }
 
 /// The refusal of dataverse 9.3; the name of the privilege sits in the text alone.
 pub(crate) fn no_privilege(privilege: &str, def: Option<&TableDef>, user: Guid) -> Refusal {
-    let about = def.map_or_else(
-        || " on OTC=0".to_owned(),
-        |def| format!(" on OTC={} for entity '{}'", def.type_code, def.name),
-    );
+    let about = def
+        .map_or_else(|| " on OTC=0".to_owned(), |def| format!(" on OTC={} for entity '{}'", def.type_code, def.name));
     let message = format!(
         "Principal user (Id={user}, type=8, roleCount=1, privilegeCount=611, accessMode=4 Non-interactive) is missing {privilege} privilege (Id={}){about}.",
         named_guid(privilege),

@@ -145,8 +145,7 @@ pub(crate) fn bound(
 
 fn close(context: &mut WriteContext<'_>, closing: &Closing, body: &Body) -> Result<Answer, Refusal> {
     let missing = |name: &str| bad_payload(&format!("The parameter '{name}' is missing."));
-    let status: i32 =
-        body.raw("Status").and_then(|raw| raw.parse().ok()).ok_or_else(|| missing("Status"))?;
+    let status: i32 = body.raw("Status").and_then(|raw| raw.parse().ok()).ok_or_else(|| missing("Status"))?;
     let activity = body.object(closing.member)?.ok_or_else(|| missing(closing.member))?;
     if activity.type_name().is_some_and(|name| name != closing.activity) {
         return Err(bad_payload(&format!("The parameter '{}' is no {}.", closing.member, closing.activity)));

@@ -11,7 +11,6 @@
 //!   value, is assumed; the documentation is silent.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
 
 use crate::answer::{Answer, Refusal};
 use crate::database::{Database, Row, RowKey, RowView, Table};
@@ -272,8 +271,7 @@ pub(crate) fn fetch(reader: &Reader<'_>, index: usize, xml: &str, prefer: &Prefe
         .transpose()?;
     let plan = Plan::new(def, &names.as_deref().map_or(Columns::Default, Columns::Named), prefer)?;
     let mut rows: Vec<String> = Vec::new();
-    let kept = table.bin.iter().flat_map(|bin| bin.0.range::<RowKey, _>((Bound::Unbounded, Bound::Unbounded)));
-    for (key, binned) in kept {
+    for (key, binned) in table.bin.iter().flat_map(|bin| &bin.0) {
         if rows.len() == fetch.limit.unwrap_or(FETCH_ROWS_MAX).min(FETCH_ROWS_MAX) {
             break;
         }
@@ -292,11 +290,7 @@ pub(crate) fn fetch(reader: &Reader<'_>, index: usize, xml: &str, prefer: &Prefe
 }
 
 fn no_attribute(def: &TableDef, name: &str) -> Refusal {
-    Refusal::new(
-        400,
-        "0x80041103",
-        format!("'{}' entity doesn't contain attribute with Name = '{name}'.", def.name),
-    )
+    Refusal::new(400, "0x80041103", format!("'{}' entity doesn't contain attribute with Name = '{name}'.", def.name))
 }
 
 /// `POST Restore`.
@@ -332,9 +326,8 @@ fn addressed(context: &WriteContext<'_>, target: &Body) -> Result<(usize, RowKey
         .table(&name)
         .ok_or_else(|| Refusal::bad_query(format!("The entity with a name = '{name}' was not found.")))?;
     let def = &database.tables[table].def;
-    let id = target
-        .text(&def.primary_id)
-        .ok_or_else(|| bad_payload(&format!("The target has no '{}'.", def.primary_id)))?;
+    let id =
+        target.text(&def.primary_id).ok_or_else(|| bad_payload(&format!("The target has no '{}'.", def.primary_id)))?;
     Ok((table, parse_key(def, &id, None)?))
 }
 
@@ -426,7 +419,9 @@ fn check_references(context: &WriteContext<'_>, table: usize, key: &RowKey) -> R
         let raw = row.cell(cell);
         let (Some(id), Some(target)) = (raw.get(..36).and_then(Guid::parse), raw.get(36..)) else { continue };
         // Users, units and currencies are never deleted, and the data set may name some it does not have.
-        let Some(target) = context.database.table(target).map(|index| &context.database.tables[index]) else { continue };
+        let Some(target) = context.database.table(target).map(|index| &context.database.tables[index]) else {
+            continue;
+        };
         if target.bin.is_some() && !target.rows.contains_key(&id.into()) {
             return Err(lost_reference(&target.def, &id.into(), &entry.def, key, cell));
         }

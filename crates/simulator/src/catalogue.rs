@@ -74,6 +74,7 @@ pub(crate) fn tables(with_big_table: bool) -> Vec<TableDef> {
     let mut tables = platform();
     tables.extend(customers());
     tables.extend(activities());
+    tables.extend(closings());
     tables.extend(supporting());
     tables.extend(links());
     tables.extend(special());
@@ -174,11 +175,44 @@ fn customers() -> Vec<TableDef> {
     // No owner of its own: an address belongs to its parent (dataverse 8.1).
     let mut address = TableDef::new("customeraddress", Some("customeraddresses"), "customeraddressid");
     address.add(
-        "name:s200* addressnumber:int parentid:=>account|contact! objecttypecode:entityname^ addresstypecode:opt(1,2,3,4) line1:s250 line2:s250 city:s80 \
+        "name:s200* addressnumber:int parentid:=>account|contact! objecttypecode:entityname addresstypecode:opt(1,2,3,4) line1:s250 line2:s250 city:s80 \
          postalcode:s20 country:s80 latitude:dbl longitude:dbl createdon:dt^ createdby:->systemuser^ modifiedon:dt^ modifiedby:->systemuser^",
     );
     address.add_common(Ownership::None);
-    vec![account, contact, lead, opportunity, incident, address]
+    address.concurrency = false;
+    let quote = owned(
+        "quote",
+        "quotes",
+        "name:s300* quotenumber:s100 revisionnumber:int^ customerid:=>account|contact! opportunityid:->opportunity pricelevelid:->pricelevel# \
+         discountamount:money4 freightamount:money4 effectivefrom:date effectiveto:date description:memo2000 \
+         statecode:state(0,1,2,3) statuscode:status(1@0,2@1,3@1,4@2,5@3,6@3,7@3)",
+    );
+    let order = owned(
+        "salesorder",
+        "salesorders",
+        "name:s300* ordernumber:s100 customerid:=>account|contact! quoteid:->quote opportunityid:->opportunity pricelevelid:->pricelevel# \
+         discountamount:money4 freightamount:money4 datefulfilled:date description:memo2000 \
+         statecode:state(0,1,2,3,4) statuscode:status(1@0,2@0,3@1,4@2,100001@3,100002@3,100003@4)",
+    );
+    let mut tables = vec![account, contact, lead, opportunity, incident, address, quote, order];
+    for table in &mut tables {
+        table.bulk = matches!(table.name.as_str(), "account" | "contact" | "lead" | "opportunity" | "incident");
+    }
+    tables
+}
+
+/// The activities that record how something was closed (dataverse 6.5).
+fn closings() -> Vec<TableDef> {
+    vec![
+        activity(
+            "opportunityclose",
+            "opportunitycloses",
+            "opportunityid:=>opportunity actualrevenue:money4 actualend:dt opportunitystatuscode:opt(3,4,5)",
+        ),
+        activity("incidentresolution", "incidentresolutions", "incidentid:=>incident timespent:int actualend:dt"),
+        activity("quoteclose", "quotecloses", "quoteid:=>quote quotenumber:s100 actualend:dt"),
+        activity("orderclose", "ordercloses", "salesorderid:=>salesorder ordernumber:s100 actualend:dt"),
+    ]
 }
 
 fn activities() -> Vec<TableDef> {
@@ -201,18 +235,21 @@ fn activities() -> Vec<TableDef> {
     party.add("activityid:=>email|appointment|phonecall! partyid:->account|contact|systemuser|lead participationtypemask:opt(1,2,3,4,5,6,7)! addressused:email effort:dbl ispartydeleted:bool^");
     party.add_common(Ownership::None);
     party.tracking = false;
+    party.concurrency = false;
     let mut attachment =
         TableDef::new("activitymimeattachment", Some("activitymimeattachments"), "activitymimeattachmentid");
     attachment.add(
-        "objectid:=>email objecttypecode:entityname^ subject:s2000 filename:s255* mimetype:s256 filesize:int^ attachmentnumber:int attachmentid:guid body:body",
+        "objectid:=>email objecttypecode:entityname subject:s2000 filename:s255* mimetype:s256 filesize:int^ attachmentnumber:int attachmentid:guid body:body",
     );
     attachment.add_common(Ownership::None);
-    let note = owned(
+    attachment.concurrency = false;
+    let mut note = owned(
         "annotation",
         "annotations",
         "subject:s500* notetext:memo100000 isdocument:bool filename:s255 mimetype:s256 filesize:int^ documentbody:body \
-         objectid:=>account|contact|incident objecttypecode:entityname^",
+         objectid:=>account|contact|incident objecttypecode:entityname",
     );
+    note.concurrency = false;
     vec![task, phonecall, email, appointment, pointer, party, attachment, note]
 }
 
@@ -227,9 +264,10 @@ fn supporting() -> Vec<TableDef> {
             "new_name:s100* new_text:memo4000 new_accountid:->account new_amount:money4",
         );
         table.tracking = false;
+        table.bulk = true;
         table
     };
-    vec![
+    let mut tables = vec![
         owned(
             "connection",
             "connections",
@@ -266,7 +304,11 @@ fn supporting() -> Vec<TableDef> {
         ),
         subject,
         note,
-    ]
+    ];
+    for table in tables.iter_mut().filter(|table| matches!(table.name.as_str(), "new_widget" | "pricelevel")) {
+        table.bulk = true;
+    }
+    tables
 }
 
 fn links() -> Vec<TableDef> {
@@ -310,6 +352,7 @@ fn special() -> Vec<TableDef> {
     let mut telemetry = TableDef::new("new_telemetry", Some("new_telemetries"), "new_telemetryid");
     telemetry.storage = Storage::Elastic;
     telemetry.tracking = false;
+    telemetry.bulk = true;
     telemetry.add("new_name:s100* new_reading:dbl new_value:dec10 new_payload:json new_at:dt ttlinseconds:int");
     telemetry.push("partitionid", crate::schema::Kind::Text { max: 1024, format: "Text" }, Slot::Partition);
     telemetry.add_common(Ownership::Organization);

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// How a simulator is built; [`Config::default`] is a small, quiet one.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches")]
 pub struct Config {
     /// Everything random follows from this number.
     pub seed: u64,
@@ -38,6 +39,15 @@ pub struct Config {
     pub dop_hint: Option<u32>,
     /// Secret of the application users.
     pub secret: String,
+    /// Which environment of the tenant it is. Another one has an organization of its own and the same people, units,
+    /// teams and currencies under other ids.
+    pub environment: u64,
+    /// Fill only what every environment has: organization, users, units, teams and currencies, as many as `rows` asks.
+    pub empty: bool,
+    /// Run the custom plug-in and the cloud flows of the environment unless a request leaves them out (dataverse 6.10).
+    pub custom_logic: bool,
+    /// Keep deleted rows, and offer `Restore` (dataverse 6.15).
+    pub recycle_bin: bool,
 }
 
 impl Default for Config {
@@ -58,6 +68,10 @@ impl Default for Config {
             gzip: true,
             dop_hint: Some(8),
             secret: "simulator-secret".to_owned(),
+            environment: 0,
+            empty: false,
+            custom_logic: true,
+            recycle_bin: false,
         }
     }
 }
@@ -146,10 +160,19 @@ pub enum FaultKind {
     LostDeltaLink,
     /// The page begins with the last row of the page before it. Only on pages reached by a next link.
     RepeatedRow,
+    /// The connection closes without an answer, and nothing was done.
+    CutBefore,
+    /// The connection closes without an answer, although everything was done.
+    CutAfter,
+    /// One part of a batch, the one in the middle, gets 429 and is not done; other requests are left alone.
+    ThrottledPart,
 }
 
 impl FaultKind {
-    /// Every kind, in the order in which a seeded plan tries them.
+    /// Kinds that matter to writes above all; a seeded plan tries them after the others.
+    pub const WRITING: [Self; 3] = [Self::CutBefore, Self::CutAfter, Self::ThrottledPart];
+
+    /// Every kind that reading can meet, in the order in which a seeded plan tries them.
     pub const ALL: [Self; 17] = [
         Self::CutBody,
         Self::TruncatedJson,
@@ -184,6 +207,8 @@ pub struct Faults {
     pub at: Vec<(u64, FaultKind)>,
     /// Faults of exact requests of one table.
     pub on: Vec<TableFault>,
+    /// Faults of exact writes of one table; `$batch` stands for batches.
+    pub on_write: Vec<TableFault>,
     /// At most this many faults by chance, so that a run comes to an end.
     pub most: Option<u64>,
     /// The token endpoint answers 503 this many times.
@@ -195,7 +220,7 @@ pub struct Faults {
 pub struct TableFault {
     /// Logical name.
     pub table: String,
-    /// Which request for rows or changes of that table since the plan was set; the first is 1.
+    /// Which request for rows or changes of that table, or which write, since the plan was set; the first is 1.
     pub nth: u64,
     /// What happens to it.
     pub kind: FaultKind,

@@ -45,7 +45,11 @@ pub(crate) struct Stored {
 
 impl fmt::Debug for Stored {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Stored").field("name", &self.name).field("bytes", &self.bytes.len()).finish()
+        formatter
+            .debug_struct("Stored")
+            .field("name", &self.name)
+            .field("size", &self.bytes.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -117,7 +121,8 @@ impl Content {
         let mut bytes = Vec::with_capacity((end - start) as usize);
         let mut at = start;
         while at < end {
-            let word = if at < 8 && self.kind == ContentKind::Image { *PNG } else { mix(seed ^ (at / 8)).to_le_bytes() };
+            let word =
+                if at < 8 && self.kind == ContentKind::Image { *PNG } else { mix(seed ^ (at / 8)).to_le_bytes() };
             let from = (at % 8) as usize;
             let take = (8 - from).min((end - at) as usize);
             bytes.extend_from_slice(&word[from..from + take]);

@@ -14,10 +14,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 
 use crate::big::Big;
+use crate::bin::{Bin, Binned};
 use crate::catalogue::{ACTIVITY_COLUMNS, POINTER};
 use crate::content::Contents;
 use crate::guid::Guid;
-use crate::schema::{Slot, TableDef};
+use crate::schema::{Slot, Storage, TableDef};
+use crate::uploads::Sessions;
 
 /// Primary key, with the partition of an elastic row.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -90,11 +92,13 @@ pub(crate) struct Table {
     by_version: BTreeMap<u64, RowKey>,
     deleted: BTreeMap<u64, RowKey>,
     pub(crate) big: Option<Big>,
+    /// Deleted rows that can be restored; `None` where the recycle bin is off.
+    pub(crate) bin: Option<Bin>,
 }
 
 impl Table {
     pub(crate) fn new(def: TableDef) -> Self {
-        Self { def, rows: BTreeMap::new(), by_version: BTreeMap::new(), deleted: BTreeMap::new(), big: None }
+        Self { def, rows: BTreeMap::new(), by_version: BTreeMap::new(), deleted: BTreeMap::new(), big: None, bin: None }
     }
 
     /// Number of live rows.
@@ -163,6 +167,8 @@ pub(crate) enum Undo {
     Put { table: usize, key: RowKey, version: u64, old: Option<Row> },
     /// The row was removed.
     Removed { table: usize, key: RowKey, version: u64, row: Row },
+    /// The row was taken out of the recycle bin.
+    Unbinned { table: usize, key: RowKey, binned: Binned },
 }
 
 /// The environment's database.
@@ -177,6 +183,8 @@ pub(crate) struct Database {
     pub(crate) schema_version: u64,
     /// Bytes that were uploaded.
     pub(crate) contents: Contents,
+    /// Uploads under way.
+    pub(crate) uploads: Sessions,
     /// Columns of an activity and of `activitypointer` that are the same: name, pointer cell.
     shared: Vec<(String, usize)>,
     /// Changes of the request under way, newest last; `None` outside of requests.
@@ -192,6 +200,7 @@ impl Database {
             version,
             schema_version: 1,
             contents: Contents::default(),
+            uploads: Sessions::default(),
             shared: Vec::new(),
             journal: None,
         };
@@ -255,11 +264,16 @@ impl Database {
         self.journal.get_or_insert_default().len()
     }
 
-    /// Takes back every change since the savepoint. Versions stay used, as numbers of a sequence do.
+    /// Takes back every change since the savepoint, but those of elastic tables, which have no transactions (dataverse
+    /// 8.12). Versions stay used, as numbers of a sequence do.
     pub(crate) fn roll_back(&mut self, savepoint: usize) {
         let Some(journal) = &mut self.journal else { return };
         let undone = journal.split_off(savepoint.min(journal.len()));
         for undo in undone.into_iter().rev() {
+            let (Undo::Put { table, .. } | Undo::Removed { table, .. } | Undo::Unbinned { table, .. }) = &undo;
+            if self.tables[*table].def.storage == Storage::Elastic {
+                continue;
+            }
             match undo {
                 Undo::Put { table, key, version, old } => {
                     let entry = &mut self.tables[table];
@@ -274,14 +288,31 @@ impl Database {
                         }
                     }
                 }
+                Undo::Unbinned { table, key, binned } => {
+                    if let Some(bin) = &mut self.tables[table].bin {
+                        bin.0.insert(key, binned);
+                    }
+                }
                 Undo::Removed { table, key, version, row } => {
                     let entry = &mut self.tables[table];
                     entry.deleted.remove(&version);
+                    if let Some(bin) = &mut entry.bin {
+                        bin.discard(&key, version);
+                    }
                     entry.by_version.insert(row.version, key.clone());
                     entry.rows.insert(key, row);
                 }
             }
         }
+    }
+
+    /// Takes a row out of the recycle bin.
+    pub(crate) fn unbin(&mut self, table: usize, key: &RowKey) -> Option<Binned> {
+        let binned = self.tables[table].bin.as_mut()?.0.remove(key)?;
+        if let Some(journal) = &mut self.journal {
+            journal.push(Undo::Unbinned { table, key: key.clone(), binned: binned.clone() });
+        }
+        Some(binned)
     }
 
     /// Ends the request: its changes can no longer be taken back.
@@ -336,6 +367,9 @@ impl Database {
         if let Some(row) = entry.rows.remove(key) {
             entry.by_version.remove(&row.version);
             entry.deleted.insert(version, key.clone());
+            if let Some(bin) = &mut entry.bin {
+                bin.keep(key, &row, version);
+            }
             if let Some(journal) = &mut self.journal {
                 journal.push(Undo::Removed { table, key: key.clone(), version, row });
             }

@@ -270,13 +270,16 @@ impl Authority {
             Endpoint::Token => self.token(segment, form).map(json),
             Endpoint::DeviceCode => self.device_code(segment, form).map(json),
             Endpoint::Metadata => self.metadata(segment).map(json),
-            Endpoint::Keys => {
-                Ok(json(signing_key().key_set(&format!("{}/entra/{}/v2.0", self.url, tenant()))))
-            }
+            Endpoint::Keys => Ok(json(signing_key().key_set(&format!("{}/entra/{}/v2.0", self.url, tenant())))),
             Endpoint::Authorize => Ok(self.authorize(segment, form)),
             Endpoint::AdminConsent => Ok(self.admin_consent(segment, form)),
         }
     }
+}
+
+/// Makes the key that signs tokens, if this process has none yet.
+pub(crate) fn prepare_key() {
+    signing_key();
 }
 
 fn is_ours(segment: &str) -> bool {
@@ -299,9 +302,8 @@ pub(crate) fn has_claims(claims: &Value, wanted: &Value) -> bool {
 fn read_claims(form: &Form) -> Result<Option<Value>, Failure> {
     form.get("claims")
         .map(|text| {
-            serde_json::from_str(text).map_err(|_| {
-                Failure::protocol("invalid_request", "The 'claims' parameter is not a JSON object.")
-            })
+            serde_json::from_str(text)
+                .map_err(|_| Failure::protocol("invalid_request", "The 'claims' parameter is not a JSON object."))
         })
         .transpose()
 }
@@ -330,7 +332,7 @@ impl Endpoint {
         (post == matches!(endpoint, Self::Token | Self::DeviceCode)).then_some(endpoint)
     }
 
-    /// Name in the log and in the counts.
+    /// Name in the log, and mostly in the counts.
     fn name(self) -> &'static str {
         match self {
             Self::Token => "token",
@@ -393,7 +395,9 @@ pub(crate) async fn answer(
     }
     authority.log.push_back(entry);
     let counts = &mut state.counter.stats;
-    *counts.by_kind.entry(endpoint.name().to_owned()).or_default() += 1;
+    // The environment has metadata of its own.
+    let kind = if endpoint == Endpoint::Metadata { "metadata_of_tenant" } else { endpoint.name() };
+    *counts.by_kind.entry(kind.to_owned()).or_default() += 1;
     if endpoint == Endpoint::Token {
         counts.requests += 1;
         *counts.by_status.entry(answer.status).or_default() += 1;

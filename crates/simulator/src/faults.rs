@@ -13,6 +13,7 @@ pub(crate) struct FaultState {
     plan: Faults,
     requests: u64,
     by_table: BTreeMap<String, u64>,
+    writes: BTreeMap<String, u64>,
     by_chance: u64,
 }
 
@@ -21,15 +22,17 @@ impl FaultState {
         Self { plan, ..Self::default() }
     }
 
-    /// Numbers a request and says what goes wrong with it. `table` is given for requests for rows or changes.
-    pub(crate) fn choose(&mut self, table: Option<&str>) -> (u64, Option<FaultKind>) {
+    /// Numbers a request and says what goes wrong with it. `read` names the table of requests for rows or changes,
+    /// `write` that of writes.
+    pub(crate) fn choose(&mut self, read: Option<&str>, write: Option<&str>) -> (u64, Option<FaultKind>) {
         self.requests += 1;
         let number = self.requests;
-        if let Some(table) = table {
-            let nth = self.by_table.entry(table.to_owned()).or_default();
+        let plans = [(read, &mut self.by_table, &self.plan.on), (write, &mut self.writes, &self.plan.on_write)];
+        for (table, counts, plan) in plans {
+            let Some(table) = table else { continue };
+            let nth = counts.entry(table.to_owned()).or_default();
             *nth += 1;
-            let nth = *nth;
-            if let Some(fault) = self.plan.on.iter().find(|fault| fault.table == table && fault.nth == nth) {
+            if let Some(fault) = plan.iter().find(|fault| fault.table == table && fault.nth == *nth) {
                 return (number, Some(fault.kind));
             }
         }
@@ -39,7 +42,7 @@ impl FaultState {
         if self.plan.most.is_some_and(|most| self.by_chance >= most) {
             return (number, None);
         }
-        for (index, kind) in (0_u64..).zip(FaultKind::ALL) {
+        for (index, kind) in (0_u64..).zip(FaultKind::ALL.into_iter().chain(FaultKind::WRITING)) {
             let chance = self.plan.per_mille.get(&kind).copied().unwrap_or(0);
             if mix(mix(self.plan.seed ^ number) ^ index) % 1_000 < u64::from(chance) {
                 self.by_chance += 1;
@@ -104,11 +107,11 @@ mod tests {
             at: vec![(2, FaultKind::Unavailable)],
             on: vec![TableFault { table: "account".to_owned(), nth: 2, kind: FaultKind::EmptyPage }],
             most: Some(3),
-            token_unavailable: 0,
+            ..Faults::default()
         };
         let run = || {
             let mut state = FaultState::new(plan.clone());
-            (0..200).map(|number| state.choose((number % 3 == 0).then_some("account")).1).collect::<Vec<_>>()
+            (0..200).map(|number| state.choose((number % 3 == 0).then_some("account"), None).1).collect::<Vec<_>>()
         };
         let faults = run();
         assert_eq!(faults, run());

@@ -53,7 +53,8 @@ pub(crate) fn base_currency(database: &Database) -> Option<String> {
 /// The rate of the currency at this moment, and every amount at that rate (dataverse 8.5).
 pub(crate) fn follow_currency(database: &Database, def: &TableDef, cells: &mut [String]) {
     let (Some(currency), Some(rate)) = (def.cell("transactioncurrencyid"), def.cell("exchangerate")) else { return };
-    cells[rate] = looked_up(database, &cells[currency], "exchangerate").unwrap_or_default().to_owned();
+    let current = looked_up(database, &cells[currency], "exchangerate").unwrap_or_default().to_owned();
+    cells[rate] = current;
     for (amount, base, scale) in money_columns(def) {
         cells[base] = if cells[amount].is_empty() {
             String::new()
@@ -89,7 +90,11 @@ fn divide(amount: &str, rate: &str, scale: u32) -> Option<String> {
     let unit = 10_i128.pow(scale);
     let sign = if result < 0 { "-" } else { "" };
     let (whole, fraction) = (result.abs() / unit, result.abs() % unit);
-    Some(if scale == 0 { format!("{sign}{whole}") } else { format!("{sign}{whole}.{fraction:0>width$}", width = scale as usize) })
+    Some(if scale == 0 {
+        format!("{sign}{whole}")
+    } else {
+        format!("{sign}{whole}.{fraction:0>width$}", width = scale as usize)
+    })
 }
 
 /// Names made of other columns.

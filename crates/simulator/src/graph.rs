@@ -135,7 +135,8 @@ impl Authority {
     fn graph(&mut self, path: &str, query: &str, headers: &HeaderMap) -> Answer {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         self.graph.requests += 1;
-        let request_id = named_guid(&format!("graph request {} {}", self.resources.graph, self.graph.requests)).to_string();
+        let request_id =
+            named_guid(&format!("graph request {} {}", self.resources.graph, self.graph.requests)).to_string();
         let date = self.shown().strftime("%Y-%m-%dT%H:%M:%S").to_string();
         let token = text("authorization").and_then(|value| value.strip_prefix("Bearer "));
         let answer = match self.graph_access(token) {
@@ -153,7 +154,11 @@ impl Authority {
                     .and_then(|access| self.challenge(access))
                     .map(|answer| answer.headers)
                     .unwrap_or_default();
-                let error = GraphError::new(401, "InvalidAuthenticationToken", "Continuous access evaluation resulted in challenge.");
+                let error = GraphError::new(
+                    401,
+                    "InvalidAuthenticationToken",
+                    "Continuous access evaluation resulted in challenge.",
+                );
                 Answer { headers, ..error.into_answer(&request_id, &date) }
             }
             Ok(access) => {

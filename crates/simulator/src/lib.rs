@@ -7,7 +7,8 @@
 //! ```text
 //! config ─▶ catalogue ─▶ dataset ─▶ database ◀── rows, edits      (what there is, and what changes)
 //!                                      │
-//! server ─▶ entra, limits, faults ─▶ route ─▶ read, metadata, files ─▶ print
+//! server ─┬▶ entra, limits, faults ─▶ route ─▶ read, metadata, files ─▶ print
+//!         └▶ graph ◀── entra::directory ──▶ entra: authorize, token, consent   (who may what)
 //! ```
 //!
 //! - Everything random follows from a seed, and a fault from a seed and the number of the request.
@@ -15,13 +16,16 @@
 //! - It only reads: rows change through [`Handle::edit`] and its relatives, not through the Web API.
 
 mod access;
+mod actions;
 mod answer;
 mod big;
+mod bin;
 mod catalogue;
 mod config;
 mod content;
 mod control;
 mod cookie;
+mod damage;
 mod database;
 mod dataset;
 mod dice;
@@ -30,9 +34,11 @@ mod entra;
 mod faults;
 mod files;
 mod filter;
+mod follow;
 mod graph;
 mod guid;
 mod limits;
+mod links;
 mod metadata;
 mod print;
 mod query;
@@ -44,9 +50,12 @@ mod server;
 mod shared;
 mod simulator;
 mod stats;
+mod uploads;
 mod values;
+mod write;
 
 pub use config::{Config, FaultKind, Faults, Limits, TableFault};
+pub use damage::{Blanked, EditedRow};
 pub use edits::{EditSummary, SchemaChange, TableEdits};
 pub use entra::certificate::IssuedCertificate;
 pub use entra::permission::{Api, Permission, PermissionType};

@@ -71,7 +71,7 @@ pub(crate) fn reference(
         (Verb::Delete, Way::Children { table: child, cell, navigation }) => {
             let other = other_key(context, *child, reference.other, options)?;
             let row = context.database.tables[*child].rows.get(&other);
-            if !row.is_some_and(|row| row.cell(*cell).get(..36) == Some(key.id.to_string().as_str())) {
+            if row.is_none_or(|row| row.cell(*cell).get(..36) != Some(key.id.to_string().as_str())) {
                 return Err(not_linked(&key, &other));
             }
             set_lookup(context, *child, &other, navigation, None)?;
@@ -278,7 +278,8 @@ mod tests {
     fn both_roles_of_a_self_reference_and_both_ends_of_others_are_found() {
         let tables = catalogue::tables(false);
         let of = |name: &str| tables.iter().find(|table| table.name == name).unwrap();
-        let cells = |table: &str, link: &str, navigation: &str| match through_links(of(table), 0, of(link), navigation) {
+        let cells = |table: &str, link: &str, navigation: &str| match through_links(of(table), 0, of(link), navigation)
+        {
             Some(Way::Links { own, other, .. }) => Some((own, other)),
             _ => None,
         };

@@ -76,7 +76,7 @@ fn table_json(def: &TableDef) -> Object {
         "HasEmailAddresses": def.columns.iter().any(|column| matches!(column.kind, Kind::Text { format: "Email", .. })),
         "ChangeTrackingEnabled": def.tracking,
         "CanChangeTrackingBeEnabled": managed(def.storage != Storage::Virtual),
-        "IsOptimisticConcurrencyEnabled": def.concurrency && def.storage != Storage::Virtual && !def.is_intersect(),
+        "IsOptimisticConcurrencyEnabled": def.has_concurrency(),
         "EnforceStateTransitions": false,
         "IsStateModelAware": def.column("statecode").is_some(),
         "IsAuditEnabled": managed(false),
@@ -120,11 +120,8 @@ fn types(column: &Column) -> (&'static str, &'static str, &'static str) {
 fn column_json(def: &TableDef, column: &Column) -> Object {
     let (_, attribute_type, type_name) = types(column);
     let is_key = column.slot == Slot::Key;
-    let required = if is_key || matches!(column.slot, Slot::Partition) || column.required {
-        "SystemRequired"
-    } else {
-        "None"
-    };
+    let required =
+        if is_key || matches!(column.slot, Slot::Partition) || column.required { "SystemRequired" } else { "None" };
     object(json!({
         "MetadataId": named_guid(&format!("column {}.{}", def.name, column.name)).to_string(),
         "LogicalName": column.name,

@@ -74,6 +74,8 @@ pub(crate) struct Options {
     pub(crate) partition: Option<String>,
     /// `$id` of a link to be removed (dataverse 6.3).
     pub(crate) id: Option<String>,
+    /// A query in FetchXML (dataverse 3.3).
+    pub(crate) fetch_xml: Option<String>,
     /// Parameter aliases (`@p1`).
     pub(crate) aliases: BTreeMap<String, String>,
     /// Other options without a dollar sign, such as `size`.
@@ -81,6 +83,11 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// No options but the partition of an elastic row.
+    pub(crate) fn in_partition(partition: Option<String>) -> Self {
+        Self { partition, ..Self::default() }
+    }
+
     pub(crate) fn parse(query: &str) -> Result<Self, Refusal> {
         let mut options = Self::default();
         for (name, value, raw) in pairs(query) {
@@ -106,7 +113,7 @@ impl Options {
                 "$skip" => return Err(Refusal::new(400, "0x80060888", "Skip Clause is not supported in CRM")),
                 "$id" => options.id = Some(value),
                 "partitionId" => options.partition = Some(value),
-                "fetchXml" => return Err(Refusal::not_simulated("FetchXML")),
+                "fetchXml" => options.fetch_xml = Some(value),
                 name if name.starts_with('$') => {
                     return Err(Refusal::bad_query(format!("The query parameter {name} is not supported.")));
                 }

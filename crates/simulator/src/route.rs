@@ -1,17 +1,22 @@
 //! From path to table: which part of the Web API a request is for (dataverse 1.1).
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use crate::answer::{Answer, Refusal};
 use crate::cookie::Cookie;
 use crate::database::Database;
-use crate::dataset::user_id;
+use crate::dataset::root_unit;
 use crate::dice::named_guid;
 use crate::entra::tenant;
+use crate::guid::Guid;
 use crate::metadata;
 use crate::query::{Options, Prefer, decode};
 use crate::read::{Reader, parse_key};
-use crate::{catalogue, files};
+use crate::schema::Storage;
+use crate::write::bulk;
+use crate::{access, bin, catalogue, files};
 
 /// HTTP method.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -49,7 +54,7 @@ impl Headers {
 
     /// The first value of a header; `name` is in lower case.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.all(name).next()
+        self.0.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str())
     }
 
     /// All values of a header; `name` is in lower case.
@@ -88,21 +93,32 @@ pub(crate) enum Route {
     /// `{set}({key})/{property}`: a column, a file, or the parties of an activity.
     Property(usize, String, String),
     /// `{set}({key})/{navigation}/$ref` or `…/{navigation}({other})/$ref`
-    Reference { table: usize, key: String, navigation: String, other: Option<String> },
+    Reference {
+        table: usize,
+        key: String,
+        navigation: String,
+        other: Option<String>,
+    },
     /// `{set}/Microsoft.Dynamics.CRM.{name}` or `{set}({key})/Microsoft.Dynamics.CRM.{name}…`
-    Bound { table: usize, key: Option<String>, name: String },
+    Bound {
+        table: usize,
+        key: Option<String>,
+        name: String,
+    },
     /// `$batch`
     Batch,
     Unknown(String),
 }
 
-const FUNCTIONS: [&str; 6] = [
+const FUNCTIONS: [&str; 7] = [
     "RetrieveCurrentOrganization",
     "RetrieveTotalRecordCount",
     "RetrieveMetadataChanges",
     "WhoAmI",
     "RetrieveVersion",
     "$metadata",
+    // A set of the platform that is no table here (dataverse 6.12).
+    "sdkmessagefilters",
 ];
 /// What stands before the name of a bound function or action.
 const BOUND: &str = "/Microsoft.Dynamics.CRM.";
@@ -270,7 +286,10 @@ pub(crate) fn respond(reader: &Reader<'_>, route: &Route, request: &Request) -> 
     let options = Options::parse(&request.query)?;
     let controls = &*reader.controls;
     match route {
-        Route::Collection(table) => reader.collection(*table, &options, &request.prefer),
+        Route::Collection(table) => match &options.fetch_xml {
+            Some(xml) => bin::fetch(reader, *table, xml, &request.prefer),
+            None => reader.collection(*table, &options, &request.prefer),
+        },
         Route::Count(table) => reader.count_only(*table, &options),
         Route::Row(table, key) => {
             let key = parse_key(&database.tables[*table].def, key, options.partition.as_deref())?;
@@ -285,6 +304,7 @@ pub(crate) fn respond(reader: &Reader<'_>, route: &Route, request: &Request) -> 
         Route::Definitions => {
             metadata::entity_definitions(database, reader.url, &request.path["EntityDefinitions".len()..], &options)
         }
+        Route::Function("sdkmessagefilters") => Ok(bulk::filters(reader, &options)),
         Route::Function("RetrieveMetadataChanges") => metadata::changes(database, reader.url, controls, &options),
         Route::Function(name) => function(reader, name, &options),
         Route::Bound { table, key, name } if name == "RetrieveUserPrivileges" => {
@@ -297,11 +317,44 @@ pub(crate) fn respond(reader: &Reader<'_>, route: &Route, request: &Request) -> 
     }
 }
 
+/// `systemusers({id})/Microsoft.Dynamics.CRM.RetrieveUserPrivileges()`: what the roles of a user give.
+fn user_privileges(reader: &Reader<'_>, table: usize, key: Option<&str>) -> Result<Answer, Refusal> {
+    let (database, controls) = (reader.database, &*reader.controls);
+    let entry = &database.tables[table];
+    let id = key.and_then(Guid::parse).filter(|_| entry.def.name == "systemuser");
+    let id = id.ok_or_else(|| Refusal::no_segment("Microsoft.Dynamics.CRM.RetrieveUserPrivileges"))?;
+    if !entry.rows.contains_key(&id.into()) {
+        return Err(Refusal::no_row("systemuser", &id.to_string()));
+    }
+    let mut names: BTreeSet<String> = access::GLOBAL_PRIVILEGES.iter().map(ToString::to_string).collect();
+    for def in database.tables.iter().map(|table| &table.def).filter(|def| def.storage != Storage::Virtual) {
+        for action in access::ACTIONS {
+            if action != "Read" || controls.check_read(def, reader.user).is_ok() {
+                names.insert(access::privilege(action, def));
+            }
+        }
+    }
+    let has_roles = !controls.without_roles.contains(&id);
+    let list: Vec<_> = names
+        .iter()
+        .filter(|name| has_roles && controls.has(name, id))
+        .map(|name| {
+            serde_json::json!({
+                "Depth": "Global", "PrivilegeId": named_guid(name).to_string(), "PrivilegeName": name,
+                "BusinessUnitId": root_unit(controls.environment).to_string(), "RecordFilterId": Guid::default().to_string(),
+            })
+        })
+        .collect();
+    let context =
+        format!("{}/api/data/v9.2/$metadata#Microsoft.Dynamics.CRM.RetrieveUserPrivilegesResponse", reader.url);
+    Ok(Answer::json(serde_json::json!({"@odata.context": context, "RolePrivileges": list}).to_string()))
+}
+
 /// Identity of the environment (dataverse 1.7).
 fn function(reader: &Reader<'_>, name: &str, options: &Options) -> Result<Answer, Refusal> {
-    let database = reader.database;
+    let (database, controls) = (reader.database, &*reader.controls);
     let context = format!("{}/api/data/v9.2/$metadata#Microsoft.Dynamics.CRM.{name}Response", reader.url);
-    let organization = catalogue::organization_id().to_string();
+    let organization = catalogue::organization_id(controls.environment).to_string();
     let body = match name {
         "" => {
             let sets: Vec<_> = database
@@ -314,14 +367,14 @@ fn function(reader: &Reader<'_>, name: &str, options: &Options) -> Result<Answer
         }
         "WhoAmI" => serde_json::json!({
             "@odata.context": context,
-            "BusinessUnitId": named_guid("root business unit").to_string(),
-            "UserId": user_id(reader.user).to_string(),
+            "BusinessUnitId": root_unit(controls.environment).to_string(),
+            "UserId": controls.user_id(reader.user).to_string(),
             "OrganizationId": organization,
         }),
         "RetrieveVersion" => serde_json::json!({"@odata.context": context, "Version": "9.2.24091.00190"}),
         "RetrieveCurrentOrganization" => serde_json::json!({"@odata.context": context, "Detail": {
             "OrganizationId": organization, "FriendlyName": "Simulated Ltd", "OrganizationVersion": "9.2.24091.00190",
-            "EnvironmentId": named_guid("environment").to_string(), "DatacenterId": named_guid("datacenter").to_string(), "Geo": "EU",
+            "EnvironmentId": named_guid(&catalogue::in_environment("environment", controls.environment)).to_string(), "DatacenterId": named_guid("datacenter").to_string(), "Geo": "EU",
             "TenantId": tenant(), "UrlName": "simulated", "UniqueName": "unqsimulated", "State": "Enabled",
             "Endpoints": {"Count": 2, "IsReadOnly": false, "Keys": ["WebApplication", "OrganizationService"], "Values": [reader.url, reader.url]},
         }}),

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 
 use crate::answer::write_json_text;
+use crate::bin::{Orphan, note};
 use crate::catalogue::POINTER;
 use crate::content::ContentKind;
 use crate::database::{Database, RowKey};
@@ -47,7 +48,8 @@ pub(crate) fn make(dice: &mut Dice, def: &TableDef, targets: &dyn Targets) -> Ve
 
 /// Makes dependent cells follow in a row that was made up: its document gets a content and the name of it.
 pub(crate) fn finish_made(dice: &mut Dice, def: &TableDef, cells: &mut [String]) {
-    let document = def.columns.iter().find(|column| column.kind == Kind::Body).and_then(|column| def.cell(&column.name));
+    let document =
+        def.columns.iter().find(|column| column.kind == Kind::Body).and_then(|column| def.cell(&column.name));
     if let (Some(body), Some(shared)) = (document, def.cell("attachmentid")) {
         let id = unquoted(&cells[shared]).unwrap_or_else(|| dice.guid());
         cells[shared] = format!("\"{id}\"");
@@ -74,13 +76,20 @@ fn unquoted(cell: &str) -> Option<Guid> {
 /// Makes dependent cells follow the ones they depend on.
 pub(crate) fn finish(def: &TableDef, cells: &mut [String]) {
     for column in &def.columns {
+        if let (Kind::Money { .. }, Slot::Cell(cell)) = (&column.kind, column.slot)
+            && let Some(base) = def.cell(&format!("{}_base", column.name))
+        {
+            let value = cells[cell].clone();
+            cells[base] = value;
+        }
+    }
+    follow_content(def, cells);
+}
+
+/// Makes the companions of images, files and documents follow, and the type of a note's parent (dataverse 7).
+pub(crate) fn follow_content(def: &TableDef, cells: &mut [String]) {
+    for column in &def.columns {
         match (&column.kind, column.slot) {
-            (Kind::Money { .. }, Slot::Cell(cell)) => {
-                if let Some(base) = def.cell(&format!("{}_base", column.name)) {
-                    let value = cells[cell].clone();
-                    cells[base] = value;
-                }
-            }
             (Kind::Image, Slot::Thumbnail(cell)) => {
                 let id = unquoted(&cells[cell]);
                 let stamp = id.map(|id| (638_000_000_000_000_000 + id.fold() % 900_000_000_000_000).to_string());
@@ -91,8 +100,7 @@ pub(crate) fn finish(def: &TableDef, cells: &mut [String]) {
                 set(def, cells, &format!("{}_url", column.name), url);
             }
             (Kind::File, Slot::Cell(cell)) => {
-                let name =
-                    unquoted(&cells[cell]).map(|id| quoted(def.contents.find(id, ContentKind::File).name()));
+                let name = unquoted(&cells[cell]).map(|id| quoted(def.contents.find(id, ContentKind::File).name()));
                 set(def, cells, &format!("{}_name", column.name), name);
             }
             (Kind::Body, Slot::Cell(cell)) => {
@@ -268,6 +276,7 @@ pub(crate) struct Removed {
 /// One pass over all rows for each generation of children, so callers hand over all rows at once.
 pub(crate) fn remove(database: &mut Database, doomed: Vec<(usize, RowKey)>) -> Removed {
     let mut result = Removed::default();
+    let since = database.version;
     let mut generation = doomed;
     while !generation.is_empty() {
         let mut ids: HashSet<Guid> = HashSet::new();
@@ -280,9 +289,28 @@ pub(crate) fn remove(database: &mut Database, doomed: Vec<(usize, RowKey)>) -> R
                 }
             }
         }
-        generation = if ids.is_empty() { Vec::new() } else { children(database, &ids, &mut result) };
+        generation = if ids.is_empty() { Vec::new() } else { children(database, &ids, since, &mut result) };
     }
     result
+}
+
+/// Removes every row of the tables a customer fills; how many went.
+pub(crate) fn wipe(database: &mut Database) -> usize {
+    let mut count = 0;
+    for table in 0..database.tables.len() {
+        let def = &database.tables[table].def;
+        // What every environment has, and what only follows, stays.
+        if def.fixed {
+            continue;
+        }
+        let bin = database.tables[table].bin.take();
+        let keys: Vec<RowKey> = database.tables[table].rows.keys().cloned().collect();
+        for key in keys {
+            count += usize::from(database.remove(table, &key));
+        }
+        database.tables[table].bin = bin;
+    }
+    count
 }
 
 /// Whether another row keeps this one from being deleted (dataverse 6.14).
@@ -296,7 +324,8 @@ pub(crate) fn is_held(database: &Database, table: usize, key: &RowKey) -> bool {
     })
 }
 
-fn children(database: &mut Database, ids: &HashSet<Guid>, result: &mut Removed) -> Vec<(usize, RowKey)> {
+fn children(database: &mut Database, ids: &HashSet<Guid>, since: u64, result: &mut Removed) -> Vec<(usize, RowKey)> {
+    let mut orphans = Vec::new();
     let mut next = Vec::new();
     let mut cleared = Vec::new();
     for (index, table) in database.tables.iter().enumerate() {
@@ -324,14 +353,19 @@ fn children(database: &mut Database, ids: &HashSet<Guid>, result: &mut Removed) 
         for (key, row) in &table.rows {
             let mut clear = Vec::new();
             let (mut goes, mut holds) = (false, false);
+            let mut parents = Vec::new();
             for (cell, cascade, restricts) in &references {
                 let text = row.cell(*cell).trim_start_matches('"');
                 if text.get(..36).and_then(Guid::parse).is_some_and(|id| ids.contains(&id)) {
                     goes |= *cascade;
                     holds |= *restricts;
                     clear.push(*cell);
+                    parents.push((*cell, text.to_owned(), *cascade));
                 }
             }
+            // A row that goes is put back by the parent it went with, not by one it merely named.
+            let noted = parents.into_iter().filter(|(_, _, cascade)| *cascade == goes);
+            orphans.extend(noted.map(|(cell, parent, _)| (index, key.clone(), cell, parent, goes)));
             if goes {
                 next.push((index, key.clone()));
             } else if !clear.is_empty() {
@@ -349,6 +383,9 @@ fn children(database: &mut Database, ids: &HashSet<Guid>, result: &mut Removed) 
             }
         });
         result.unlinked.push(table);
+    }
+    for (table, key, cell, parent, goes) in orphans {
+        note(database, &Orphan { table, key: &key, cell, parent: &parent, goes }, since);
     }
     next
 }

@@ -121,6 +121,7 @@ pub(crate) enum Slot {
 
 /// One column.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, named as in the metadata")]
 pub(crate) struct Column {
     pub(crate) name: String,
     pub(crate) kind: Kind,
@@ -438,6 +439,11 @@ impl TableDef {
             && column.name.strip_prefix("new_").unwrap_or(&column.name).starts_with("parent")
     }
 
+    /// Whether `If-Match` with an etag works (dataverse 6.13).
+    pub(crate) fn has_concurrency(&self) -> bool {
+        self.concurrency && self.storage != Storage::Virtual && !self.is_intersect()
+    }
+
     pub(crate) fn is_intersect(&self) -> bool {
         self.ends.is_some()
     }
@@ -468,7 +474,7 @@ fn statuses(code: &str) -> Option<Kind> {
     let inside = code.strip_prefix("status(")?.strip_suffix(')')?;
     let pairs = inside.split(',').filter_map(|pair| {
         let (value, state) = pair.split_once('@')?;
-        Some((value.parse().ok()?, state.parse().ok()?))
+        Some((value.parse::<i32>().ok()?, state.parse::<i32>().ok()?))
     });
     let (values, states) = pairs.unzip();
     Some(Kind::Status { values, states })

@@ -89,9 +89,7 @@ async fn environment(
     let prefer = Prefer::parse(headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok()));
     let request = Request {
         verb: verb.unwrap_or_default(),
-        headers: Headers::new(
-            headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?))),
-        ),
+        headers: Headers::new(headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))),
         path: Request::strip_path(path).unwrap_or_default(),
         query: query.to_owned(),
         prefer,
@@ -118,6 +116,8 @@ async fn environment(
                 Answer::empty(414)
             } else if let Some(instead) = numbered.fault.and_then(FaultKind::instead) {
                 instead
+            } else if numbered.fault == Some(FaultKind::CutBefore) {
+                Answer::empty(204)
             } else {
                 produce(&shared, request.clone(), route, user, numbered, &mut in_flight).await
             }
@@ -131,7 +131,7 @@ async fn environment(
     // A thumbnail names no size: nobody could tell. Of the text of a note its row does.
     let note = answer.media_type == "text/plain" && request.link.contains("/$value");
     let telling = answer.media_type.starts_with("application/json")
-        || answer.headers.iter().any(|(name, _)| *name == "x-ms-file-size");
+        || answer.headers.iter().any(|(name, _)| matches!(*name, "x-ms-file-size" | "Content-Type"));
     if numbered.fault == Some(FaultKind::TruncatedJson) && (telling || note) {
         // Whole for HTTP, half for JSON; base64 that ends after a group of four looks whole.
         let half = answer.body.len() * 3 / 5;
@@ -155,7 +155,12 @@ fn admit(
     let mut guard = shared.state();
     let state = &mut *guard;
     let rows = table.filter(|_| matches!(kind, "page" | "delta"));
-    let (number, fault) = state.faults.choose(rows);
+    let written = match kind {
+        "batch" => Some("$batch"),
+        "page" | "delta" | "row" | "count" | "file" | "metadata" | "other" => None,
+        _ => table,
+    };
+    let (number, fault) = state.faults.choose(rows, written);
     let numbered = Numbered { number, fault };
     let counts = &mut state.counter.stats;
     *counts.by_kind.entry(kind.to_owned()).or_default() += 1;
@@ -264,7 +269,16 @@ fn finish(shared: &Shared, answer: &mut Answer, user: Option<usize>, numbered: N
     *counter.stats.by_status.entry(answer.status).or_default() += 1;
     counter.stats.throttled += u64::from(answer.status == 429);
     counter.stats.unauthorized += u64::from(answer.status == 401);
-    let spoilt = matches!(numbered.fault, Some(FaultKind::CutBody | FaultKind::TruncatedJson | FaultKind::HtmlSuccess));
+    let spoilt = matches!(
+        numbered.fault,
+        Some(
+            FaultKind::CutBody
+                | FaultKind::CutBefore
+                | FaultKind::CutAfter
+                | FaultKind::TruncatedJson
+                | FaultKind::HtmlSuccess
+        )
+    );
     if (200..300).contains(&answer.status) && !spoilt {
         counter.served(url);
     }
@@ -289,7 +303,9 @@ async fn compress(answer: Answer, gzip: bool) -> Answer {
 
 fn send(answer: Answer, fault: Option<FaultKind>) -> Response<Body> {
     let mut response = Response::builder().status(answer.status);
-    if !answer.body.is_empty() {
+    // A batch answers with a boundary of its own.
+    let typed = answer.headers.iter().any(|(name, _)| *name == "Content-Type");
+    if !answer.body.is_empty() && !typed {
         response = response.header(header::CONTENT_TYPE, answer.media_type);
     }
     for (name, value) in &answer.headers {
@@ -308,6 +324,13 @@ fn send(answer: Answer, fault: Option<FaultKind>) -> Response<Body> {
                 tokio::time::sleep(SLOW_PAUSE).await;
                 cut
             })))
+        }
+        // An error before the first byte: the server gives the connection up without having said anything.
+        Some(FaultKind::CutBefore | FaultKind::CutAfter) => {
+            response = response.header(header::CONTENT_LENGTH, length.max(1));
+            Body::from_stream(futures::stream::once(async {
+                Err::<Bytes, _>(io::Error::new(io::ErrorKind::ConnectionReset, "cut by a fault"))
+            }))
         }
         Some(FaultKind::SlowBody) if length > 0 => {
             let piece = length.div_ceil(SLOW_PIECES);

@@ -42,7 +42,11 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(config: Config, url: String, database: Database) -> Self {
         let state = State {
-            controls: Arc::new(Controls { expiry_days: config.change_tracking_expiry_days, ..Controls::default() }),
+            controls: Arc::new(Controls {
+                expiry_days: config.change_tracking_expiry_days,
+                environment: config.environment,
+                ..Controls::default()
+            }),
             authority: Authority::new(&url, &config),
             faults: FaultState::new(config.faults.clone()),
             limits: config.limits.clone(),

@@ -20,15 +20,15 @@ use crate::catalogue::BIG;
 use crate::config::{Config, Faults, Limits};
 use crate::content::ContentKind;
 use crate::database::RowView;
-use crate::dataset::{APPLICATIONS, build, client_id};
+use crate::dataset::{APPLICATIONS, build, client_id, user_id};
 use crate::edits::{EditSummary, SchemaChange, change_schema, edit};
 use crate::entra::steer::Entra;
-use crate::entra::tenant;
+use crate::entra::{prepare_key, tenant};
 use crate::faults::FaultState;
 use crate::guid::Guid;
 use crate::print::{Columns, Plan};
 use crate::query::Prefer;
-use crate::rows::remove;
+use crate::rows::{is_held, remove, wipe};
 use crate::schema::{Kind, Slot, Storage, Unreadable};
 use crate::server::router;
 use crate::shared::Shared;
@@ -109,7 +109,7 @@ pub struct OracleFile {
 /// The controls of a running simulator.
 #[derive(Debug, Clone)]
 pub struct Handle {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl Handle {
@@ -263,7 +263,9 @@ impl Handle {
     pub fn delete(&self, table: &str, id: &str) -> usize {
         let mut database = self.shared.write();
         match (database.table(table), Guid::parse(id)) {
-            (Some(table), Some(id)) => remove(&mut database, vec![(table, id.into())]).deleted.len(),
+            (Some(table), Some(id)) if !is_held(&database, table, &id.into()) => {
+                remove(&mut database, vec![(table, id.into())]).deleted.len()
+            }
             _ => 0,
         }
     }
@@ -348,6 +350,59 @@ impl Handle {
         });
     }
 
+    /// Takes a privilege from all callers, by its name: `prvCreateAccount`, `prvOverrideCreatedOnCreatedBy`,
+    /// `prvBypassCustomPlugins` … (dataverse 9.4). Reading has [`Handle::deny`].
+    pub fn take_privilege(&self, name: &str) {
+        self.shared.change_controls(|controls| {
+            controls.missing.insert(name.to_owned());
+        });
+    }
+
+    /// Gives a privilege back.
+    pub fn give_privilege(&self, name: &str) {
+        self.shared.change_controls(|controls| {
+            controls.missing.remove(name);
+        });
+    }
+
+    /// Takes a privilege from one user; it counts when a caller acts for that user (dataverse 6.6).
+    pub fn take_privilege_from(&self, user: &str, name: &str) {
+        let Some(user) = Guid::parse(user) else { return };
+        self.shared.change_controls(|controls| {
+            controls.missing_of.entry(user).or_default().insert(name.to_owned());
+        });
+    }
+
+    /// Leaves a user without any role: nothing can be assigned to them (dataverse 6.7).
+    pub fn take_roles(&self, user: &str) {
+        let Some(user) = Guid::parse(user) else { return };
+        self.shared.change_controls(|controls| {
+            controls.without_roles.insert(user);
+        });
+    }
+
+    /// Switches the optimistic concurrency of a table on or off (dataverse 6.13).
+    pub fn set_concurrency(&self, table: &str, enabled: bool) {
+        let mut database = self.shared.write();
+        database.schema_version += 1;
+        let version = database.schema_version;
+        if let Some(index) = database.table(table) {
+            database.tables[index].def.concurrency = enabled;
+            database.tables[index].def.changed_at = version;
+        }
+    }
+
+    /// Removes every row of the tables a customer fills; users, units, teams and currencies stay. Deltas show it, the
+    /// recycle bin does not. How many rows went.
+    pub fn wipe(&self) -> usize {
+        wipe(&mut self.shared.write())
+    }
+
+    /// `systemuserid` of a caller, by the order of [`Handle::clients`].
+    pub fn user(&self, client: usize) -> String {
+        user_id(self.shared.config.environment, client).to_string()
+    }
+
     /// The client secret has expired (AADSTS7000222).
     pub fn expire_secret(&self) {
         self.shared.state().authority.expire_secrets(true);
@@ -406,6 +461,8 @@ impl Simulator {
         let url = format!("http://127.0.0.1:{}", listener.local_addr()?.port());
         let made = tokio::task::spawn_blocking(move || {
             let database = build(&config);
+            // Made once per process, and not while somebody waits for a token.
+            prepare_key();
             (config, database)
         });
         let (config, database) = made.await.map_err(io::Error::other)?;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use crate::config::FaultKind;
+use crate::write::{RowWrites, Tally};
 
 /// Counts since the start or the last reset.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -13,7 +14,9 @@ pub struct Stats {
     pub requests: u64,
     /// Requests by table, for those about rows or files.
     pub by_table: BTreeMap<String, u64>,
-    /// Requests by kind: `page`, `delta`, `row`, `count`, `metadata`, `file`, `token`, `other`.
+    /// Requests by kind: `page`, `delta`, `row`, `count`, `metadata`, `file`, `token`, `other`; for writes `create`, `update`,
+    /// `upsert`, `delete`, `link`, `upload`, `message`, `batch` and the four `…_multiple`; for sign-in `authorize`,
+    /// `devicecode`, `adminconsent`, `metadata_of_tenant`, `keys`; `graph`.
     pub by_kind: BTreeMap<String, u64>,
     /// Requests by client id.
     pub by_client: BTreeMap<String, u64>,
@@ -37,6 +40,32 @@ pub struct Stats {
     pub faults: Vec<(u64, FaultKind)>,
     /// Requests answered 401.
     pub unauthorized: u64,
+    /// Operations by kind (`create`, `update`, `upsert`, `delete`, `link`, `upload`, `message`, `create_multiple` …), those
+    /// inside of batches one by one; what was refused counts too.
+    pub operations: BTreeMap<String, u64>,
+    /// Rows that clients wrote, by table.
+    pub rows_written: BTreeMap<String, RowWrites>,
+    /// Times the custom plug-ins ran.
+    pub plugins_run: u64,
+    /// Cloud flows started.
+    pub flows_started: u64,
+}
+
+impl Stats {
+    /// Adds what one write did.
+    pub(crate) fn add_writes(&mut self, tally: Tally) {
+        for (kind, count) in tally.operations {
+            *self.operations.entry(kind.to_owned()).or_default() += count;
+        }
+        for (table, rows) in tally.rows {
+            let sum = self.rows_written.entry(table).or_default();
+            sum.created += rows.created;
+            sum.updated += rows.updated;
+            sum.deleted += rows.deleted;
+        }
+        self.plugins_run += tally.plugins;
+        self.flows_started += tally.flows;
+    }
 }
 
 /// Counters with what they need to count.

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use crate::answer::{Answer, Refusal};
-use crate::content::{BLOCK_BYTES_MAX, ContentKind, FILE_BYTES_MAX, IMAGE_BYTES_MAX, Stored, from_base64, media_type};
+use crate::content::{BLOCK_BYTES_MAX, FILE_BYTES_MAX, IMAGE_BYTES_MAX, Stored, from_base64, media_type};
 use crate::database::RowKey;
 use crate::guid::Guid;
 use crate::query::Options;
@@ -54,7 +54,7 @@ struct Session {
 
 impl fmt::Debug for Session {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Session").field("target", &self.target).field("blocks", &self.blocks.len()).finish()
+        formatter.debug_struct("Session").field("target", &self.target).finish_non_exhaustive()
     }
 }
 
@@ -141,12 +141,7 @@ fn parse_content_range(text: &str) -> Option<(u64, u64, u64)> {
     (first <= last && last < total).then_some((first, last, total))
 }
 
-fn chunk(
-    context: &mut WriteContext<'_>,
-    target: &Target,
-    token: &str,
-    request: &Request,
-) -> Result<Answer, Refusal> {
+fn chunk(context: &mut WriteContext<'_>, target: &Target, token: &str, request: &Request) -> Result<Answer, Refusal> {
     check_binary(request)?;
     let wrong = |reason: &str| Refusal::bad_query(format!("The chunk cannot be taken: {reason}."));
     let (first, last, total) = request
@@ -220,12 +215,7 @@ fn existing(context: &WriteContext<'_>, table: usize, key: &str, options: &Optio
     }
 }
 
-fn column_target(
-    context: &WriteContext<'_>,
-    table: usize,
-    key: RowKey,
-    column: &str,
-) -> Result<Target, Refusal> {
+fn column_target(context: &WriteContext<'_>, table: usize, key: RowKey, column: &str) -> Result<Target, Refusal> {
     let def = &context.database.tables[table].def;
     if def.property(column).is_none() {
         return Err(Refusal::no_segment(column));
@@ -508,11 +498,7 @@ fn commit_file(context: &mut WriteContext<'_>, body: &Body) -> Result<serde_json
     Ok(json!({"FileId": id.to_string(), "FileSizeInBytes": size}))
 }
 
-fn commit_document(
-    context: &mut WriteContext<'_>,
-    body: &Body,
-    id_name: &str,
-) -> Result<serde_json::Value, Refusal> {
+fn commit_document(context: &mut WriteContext<'_>, body: &Body, id_name: &str) -> Result<serde_json::Value, Refusal> {
     let (target, _, bytes) = joined(context, body)?;
     let (found, key, row) = target_of(context, body)?;
     let Target::Document { table } = target else { return Err(bad_payload("The token is that of a file column.")) };

@@ -227,7 +227,9 @@ pub(crate) fn decode_places(bytes: &[u8], footer: &Footer) -> Result<(Vec<BlockP
         total += u64::from(place.entries);
         places.push(place);
     }
-    if total != u64::from(footer.entries) {
+    // Neither has a checksum of its own; that they agree is all that can be asked of them.
+    let first = places.first().map_or(RowId([0; 16]), |place| place.first);
+    if total != u64::from(footer.entries) || first != footer.first {
         return Err(NotAnIndex("the directory does not match the footer"));
     }
     let mut first_rows = vec![0_u32];
@@ -364,6 +366,13 @@ mod tests {
             assert!(same || decode_block(&block, 10).is_err(), "bit {bit} changes the index unnoticed");
         }
         let footer = &index[index.len() - FOOTER_BYTES..];
+        for bit in 20 * 8..36 * 8 {
+            let mut footer = footer.to_vec();
+            footer[bit / 8] ^= 1 << (bit % 8);
+            let decoded = Footer::decode(&footer, index.len() as u64).unwrap();
+            let places = &index[decoded.directory_offset as usize..index.len() - FOOTER_BYTES];
+            assert!(decode_places(places, &decoded).is_err(), "bit {bit} of the first id changes unnoticed");
+        }
         assert!(Footer::decode(footer, index.len() as u64 + 1).is_err());
         assert!(Footer::decode(&[0; FOOTER_BYTES], 64).is_err());
         assert!(decode_block(&[1, 2, 3], 10).is_err());

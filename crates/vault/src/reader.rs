@@ -177,6 +177,10 @@ impl SegmentReader {
         if entries.first().is_none_or(|entry| entry.id != place.first) {
             return Err(VaultError::damaged(&self.name, "its index does not match its directory"));
         }
+        let last = number + 1 == self.directory.len();
+        if last && entries.last().is_none_or(|entry| entry.id != self.footer.last) {
+            return Err(VaultError::damaged(&self.name, "its index does not end where its footer says"));
+        }
         if entries.iter().any(|entry| entry.row >= self.footer.rows_stored) {
             return Err(VaultError::damaged(&self.name, "its index names a row that is not there"));
         }

@@ -70,7 +70,7 @@ const PRODUCT_DRAFT: i64 = 2;
 const QUOTE_ACTIVE: i64 = 1;
 
 /// The table and member through which a close activity belongs to a row.
-pub(super) fn close_table(table: &str) -> Option<(String, String)> {
+pub(crate) fn close_table(table: &str) -> Option<(String, String)> {
     let message = CLOSE_MESSAGES.iter().find(|message| message.table == table)?;
     Some((message.close_table.to_string(), format!("_{}_value", message.parent)))
 }
@@ -81,7 +81,7 @@ pub(super) fn closes(close_table: &str) -> Option<String> {
     Some(format!("_{}_value", message.parent))
 }
 
-/// The steps from one state to another, at most [`STEPS_MAX`].
+/// The steps from one state to another: one, or two.
 pub(crate) fn steps(table: &str, from: Option<i64>, to: i64) -> Vec<Step> {
     let arrive = Step::Change(to, Passing::Arriving);
     if from == Some(to) {
@@ -100,9 +100,6 @@ pub(crate) fn steps(table: &str, from: Option<i64>, to: i64) -> Vec<Step> {
         _ => vec![arrive],
     }
 }
-
-/// Most steps of one change of state.
-pub(crate) const STEPS_MAX: usize = 2;
 
 /// The rule of a table that has state and status.
 pub(super) fn rule(table: &str, definition: &Definition) -> Option<StateRule> {
@@ -154,7 +151,6 @@ mod tests {
                 Step::Bound(name) => (*name).to_string(),
             };
             let steps = steps(table, Some(from), to);
-            assert!(steps.len() <= STEPS_MAX);
             steps.iter().map(name).collect()
         };
         assert_eq!(names("opportunity", 0, 1), ["WinOpportunity"]);

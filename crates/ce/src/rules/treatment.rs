@@ -119,7 +119,8 @@ const OPERATIONAL: &str = "the service's own bookkeeping is not put back";
 
 /// How the rows of a table get into an environment.
 pub(super) fn treatment(table: &str, definition: &Definition) -> Treatment {
-    let listed = |list: &[(&str, &str)]| list.iter().find(|(name, _)| *name == table).map(|(_, why)| (*why).to_string());
+    let listed =
+        |list: &[(&str, &str)]| list.iter().find(|(name, _)| *name == table).map(|(_, why)| (*why).to_string());
     if let Some(why) = listed(REFERENCES) {
         return Treatment::Reference(why);
     }

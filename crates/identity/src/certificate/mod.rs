@@ -163,7 +163,7 @@ impl ClientCertificate {
 
     /// SHA-256 of the certificate in upper-case hex, as the portal shows it.
     pub fn thumbprint(&self) -> String {
-        self.thumbprint.iter().map(|byte| format!("{byte:02X}")).collect()
+        crate::endpoint::hex(&self.thumbprint).to_ascii_uppercase()
     }
 
     /// A fresh assertion of `client_id` for the token endpoint `audience`, good from `now` for a few minutes.

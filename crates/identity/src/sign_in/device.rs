@@ -15,7 +15,7 @@ use super::{SignIn, SignInError, SignedIn};
 use crate::credential::claims_parameter;
 use crate::delegated::IDENTITY_SCOPES;
 use crate::endpoint::{Endpoint, Form, Hidden, Seconds, below};
-use crate::redact;
+use crate::{ClaimsChallenge, redact};
 
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:device_code";
 /// Pause between two questions if the service names none (RFC 8628, section 3.2).
@@ -32,6 +32,7 @@ pub struct DeviceSignIn {
     sign_in: SignIn,
     endpoint: Endpoint,
     device_code: Hidden,
+    claims: Option<ClaimsChallenge>,
     user_code: String,
     verification_uri: String,
     life: Duration,
@@ -59,8 +60,7 @@ impl SignIn {
     /// Asks for a code to show. The app registration needs "Allow public client flows" set to Yes.
     pub async fn begin_device(&self, scope: &str) -> Result<DeviceSignIn, SignInError> {
         let endpoint = self.endpoint(scope)?;
-        // Told now, before a person is bothered. The claims cannot be sent along: this grant has no place for them.
-        self.claims_noted().await?;
+        let claims = self.claims_noted().await?;
         let url = below(&self.identity.authority, &[&self.identity.tenant, "oauth2", "v2.0", "devicecode"]);
         let form = Form::default()
             .with("client_id", &endpoint.asked.client_id)
@@ -73,6 +73,7 @@ impl SignIn {
             sign_in: self.clone(),
             endpoint,
             device_code: reply.device_code,
+            claims,
             user_code: redact::scrub(&reply.user_code),
             verification_uri: redact::scrub(&reply.verification_uri),
             life,
@@ -100,7 +101,7 @@ impl DeviceSignIn {
 
     /// Waits until the person is done, or the code has expired, and keeps the sign-in.
     pub async fn finish(self, cancel: &CancellationToken) -> Result<SignedIn, SignInError> {
-        let Self { sign_in, endpoint, device_code, life, deadline, mut interval, .. } = self;
+        let Self { sign_in, endpoint, device_code, claims, life, deadline, mut interval, .. } = self;
         let profile = sign_in.profile();
         let clock = endpoint.clock();
         let mut pause = interval;
@@ -119,7 +120,7 @@ impl DeviceSignIn {
                 .with("client_id", &endpoint.asked.client_id)
                 .with("grant_type", GRANT)
                 .with("device_code", &device_code.0);
-            if let Some(claims) = claims_parameter(&endpoint.asked.scope, None) {
+            if let Some(claims) = claims_parameter(&endpoint.asked.scope, claims.as_ref()) {
                 form = form.with("claims", &claims);
             }
             let asked = tokio::select! {

@@ -29,6 +29,9 @@ use crate::{AppIdentity, BearerToken, Cloud};
 /// Access tokens kept beside a refresh token, one per resource; the oldest makes room.
 const ACCESS_TOKENS_MAX: usize = 16;
 
+/// How far the clocks of two runs may be apart before a kept access token is not trusted.
+const CLOCKS_APART_MAX: Duration = Duration::from_secs(60);
+
 /// Whose sign-in: profile, issuer by its preferred name, tenant as configured, and app.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AccountKey {
@@ -54,10 +57,9 @@ impl AccountKey {
         &self.profile
     }
 
-    /// One text per key, so that no two keys share one: each part with its length before it.
+    /// One text per key, so that no two keys share one.
     fn canonical(&self) -> String {
-        let parts = [&self.profile, &self.issuer, &self.tenant, &self.client_id];
-        parts.iter().map(|part| format!("{}:{part};", part.len())).collect()
+        serde_json::json!([self.profile, self.issuer, self.tenant, self.client_id]).to_string()
     }
 }
 
@@ -134,8 +136,9 @@ impl StoredSignIn {
         let access = self.access_tokens.iter().find(|access| access.scope == scope)?;
         let left = Duration::try_from(access.expires_on.duration_since(now)).ok()?;
         let life = Duration::from_secs(access.life_s);
-        // More left than there ever was: the clock was set back, and the time of expiry means nothing.
-        (left <= life).then(|| (BearerToken::new(access.token.0.as_str(), access.expires_on), life, left))
+        // Much more left than there ever was: the clock was set back, and the time of expiry means nothing.
+        let token = || BearerToken::new(access.token.0.as_str(), access.expires_on);
+        (left <= life + CLOCKS_APART_MAX).then(|| (token(), life, left.min(life)))
     }
 
     /// Keeps an access token, replacing the one for the same scope.

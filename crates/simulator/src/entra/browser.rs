@@ -51,9 +51,10 @@ impl Authority {
                 let session = named_guid(&format!("session {}", self.ledger.number())).to_string();
                 redirect(&address, &[("code", &code), ("state", state), ("session_state", &session)])
             }
-            Err(failure) => {
-                redirect(&address, &[("error", failure.error), ("error_description", &failure.description()), ("state", state)])
-            }
+            Err(failure) => redirect(
+                &address,
+                &[("error", failure.error), ("error_description", &failure.description()), ("state", state)],
+            ),
         }
     }
 
@@ -204,7 +205,10 @@ impl Authority {
             // The page covers everything the application requires, of all resources (entra 3.1).
             self.directory.consent(app, now);
             for asked in asked.resources {
-                let named = asked.values.iter().filter_map(|value| Permission::find(asked.api, PermissionType::Delegated, value));
+                let named = asked
+                    .values
+                    .iter()
+                    .filter_map(|value| Permission::find(asked.api, PermissionType::Delegated, value));
                 for permission in named {
                     self.directory.grant(app, permission, None, now);
                 }

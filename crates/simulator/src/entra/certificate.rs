@@ -44,8 +44,7 @@ impl IssuedCertificate {
         // Positive, and different for every key.
         let mut serial = sha256(&public)[..16].to_vec();
         serial[0] = (serial[0] & 0x7f) | 0x40;
-        let common_name =
-            der::write(der::SEQUENCE, &[&COMMON_NAME, &der::write(der::TEXT, &[name.as_bytes()])]);
+        let common_name = der::write(der::SEQUENCE, &[&COMMON_NAME, &der::write(der::TEXT, &[name.as_bytes()])]);
         let subject = der::write(der::SEQUENCE, &[&der::write(der::SET, &[&common_name])]);
         let validity = der::write(der::SEQUENCE, &[&write_time(from), &write_time(until)]);
         let body = der::write(

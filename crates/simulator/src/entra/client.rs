@@ -27,7 +27,13 @@ pub(crate) enum Proof {
 
 impl Authority {
     /// Checks the credential of a client, if it sent one.
-    pub(crate) fn prove(&mut self, app: usize, form: &Form, audience: &str, shown: Timestamp) -> Result<Proof, Failure> {
+    pub(crate) fn prove(
+        &mut self,
+        app: usize,
+        form: &Form,
+        audiences: &[String],
+        shown: Timestamp,
+    ) -> Result<Proof, Failure> {
         let (secret, assertion) = (form.secret(), form.get("client_assertion"));
         if secret.is_some() && assertion.is_some() {
             return Err(Failure::of(50_012).saying("Only one of 'client_secret' and 'client_assertion' may be sent."));
@@ -49,7 +55,7 @@ impl Authority {
             check_federated(app, &jwt, shown)?;
             return Ok(Proof::Assertion);
         }
-        check_certificate(app, &jwt, audience, shown)?;
+        check_certificate(app, &jwt, audiences, shown)?;
         let id = jwt.text("jti");
         if id.is_empty() {
             return Err(Failure::of(50_027).saying("The JWT token has no 'jti' claim."));
@@ -69,8 +75,9 @@ fn check_secret(app: &App, secret: &str, now: Timestamp) -> Result<(), Failure> 
         )));
     };
     if now >= found.until {
-        return Err(Failure::of(7_000_222)
-            .saying(format!("The provided client secret keys for app '{client}' are expired.")));
+        return Err(
+            Failure::of(7_000_222).saying(format!("The provided client secret keys for app '{client}' are expired."))
+        );
     }
     Ok(())
 }
@@ -93,7 +100,7 @@ fn check_window(jwt: &Jwt<'_>, shown: Timestamp, needs_start: bool) -> Result<()
 }
 
 /// An assertion signed with the key of a registered certificate (entra 9.2).
-fn check_certificate(app: &App, jwt: &Jwt<'_>, audience: &str, shown: Timestamp) -> Result<(), Failure> {
+fn check_certificate(app: &App, jwt: &Jwt<'_>, audiences: &[String], shown: Timestamp) -> Result<(), Failure> {
     let header = |name: &str| jwt.header[name].as_str();
     let scheme = match header("alg") {
         Some("PS256") => Scheme::Ps256,
@@ -122,8 +129,8 @@ fn check_certificate(app: &App, jwt: &Jwt<'_>, audience: &str, shown: Timestamp)
     if jwt.text("sub") != app.client_id {
         return Err(Failure::of(50_027).saying("The 'sub' claim of the JWT token is not the client id."));
     }
-    if jwt.text("aud") != audience {
-        return Err(Failure::of(50_027).saying(format!("The audience of the JWT token is not '{audience}'.")));
+    if !audiences.iter().any(|audience| audience == jwt.text("aud")) {
+        return Err(Failure::of(50_027).saying(format!("The audience of the JWT token is not one of {audiences:?}.")));
     }
     check_window(jwt, shown, true)
 }
@@ -149,5 +156,6 @@ fn check_federated(app: &App, jwt: &Jwt<'_>, shown: Timestamp) -> Result<(), Fai
     } else {
         return check_window(jwt, shown, false);
     };
-    Err(Failure::of(code).saying(format!("No matching federated identity record found for presented assertion. {presented}")))
+    Err(Failure::of(code)
+        .saying(format!("No matching federated identity record found for presented assertion. {presented}")))
 }

@@ -35,55 +35,179 @@ impl Words {
 #[derive(Debug, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
 enum Command {
-    AddErp { url: String },
-    AddSecret { client: String, value: String, seconds: u64 },
-    ExpireSecretsIn { client: String, seconds: i64 },
-    RegisterCertificate { client: String, pem: String },
-    ForgetCertificates { client: String },
-    TrustFederated { client: String, issuer: String, subject: String, audience: String },
-    AcceptAssertion { client: String, assertion: String },
-    EnableApp { client: String, on: bool },
-    AllowPublicFlows { client: String, on: bool },
-    RegisterRedirect { client: String, address: String },
-    RegisterWebRedirect { client: String, address: String },
-    ForgetRedirects { client: String },
-    Require { client: String, permissions: Vec<Words> },
-    Grant { client: String, #[serde(flatten)] permission: Words },
-    GrantTo { client: String, person: String, #[serde(flatten)] permission: Words },
-    Withdraw { client: String, #[serde(flatten)] permission: Words },
-    InstallApi { api: Api, on: bool },
-    SpreadGrantsAfter { seconds: u64 },
-    AllowUserConsent { on: bool },
-    SitAtBrowser { person: String },
-    EnablePerson { person: String, on: bool },
-    RequireMfa { person: String },
-    RequireClaims { person: String, claims: String },
-    Relax { person: String },
-    RevokeRefreshTokens { person: String },
-    SetTokenLifetime { seconds: u64 },
-    SetRefreshLifetime { seconds: u64 },
-    RotateStrictly { on: bool },
-    Challenge { api: Api, claims: String },
-    EndChallenge { api: Api },
-    Distort { quirks: Vec<TokenQuirk> },
-    FailNext { fault: AnswerFault, times: u32 },
-    Refuse { code: u32 },
-    RefuseNext { code: u32, times: u32 },
-    RefuseGrant { grant_type: String, code: u32, claims: Option<String> },
+    AddErp {
+        url: String,
+    },
+    AddSecret {
+        client: String,
+        value: String,
+        seconds: u64,
+    },
+    ExpireSecretsIn {
+        client: String,
+        seconds: i64,
+    },
+    RegisterCertificate {
+        client: String,
+        pem: String,
+    },
+    ForgetCertificates {
+        client: String,
+    },
+    TrustFederated {
+        client: String,
+        issuer: String,
+        subject: String,
+        audience: String,
+    },
+    AcceptAssertion {
+        client: String,
+        assertion: String,
+    },
+    EnableApp {
+        client: String,
+        on: bool,
+    },
+    AllowPublicFlows {
+        client: String,
+        on: bool,
+    },
+    RegisterRedirect {
+        client: String,
+        address: String,
+    },
+    RegisterWebRedirect {
+        client: String,
+        address: String,
+    },
+    ForgetRedirects {
+        client: String,
+    },
+    Require {
+        client: String,
+        permissions: Vec<Words>,
+    },
+    Grant {
+        client: String,
+        #[serde(flatten)]
+        permission: Words,
+    },
+    GrantTo {
+        client: String,
+        person: String,
+        #[serde(flatten)]
+        permission: Words,
+    },
+    Withdraw {
+        client: String,
+        #[serde(flatten)]
+        permission: Words,
+    },
+    InstallApi {
+        api: Api,
+        on: bool,
+    },
+    SpreadGrantsAfter {
+        seconds: u64,
+    },
+    AllowUserConsent {
+        on: bool,
+    },
+    SitAtBrowser {
+        person: String,
+    },
+    EnablePerson {
+        person: String,
+        on: bool,
+    },
+    RequireMfa {
+        person: String,
+    },
+    RequireClaims {
+        person: String,
+        claims: String,
+    },
+    Relax {
+        person: String,
+    },
+    RevokeRefreshTokens {
+        person: String,
+    },
+    SetTokenLifetime {
+        seconds: u64,
+    },
+    SetRefreshLifetime {
+        seconds: u64,
+    },
+    RotateStrictly {
+        on: bool,
+    },
+    Challenge {
+        api: Api,
+        claims: String,
+    },
+    EndChallenge {
+        api: Api,
+    },
+    Distort {
+        quirks: Vec<TokenQuirk>,
+    },
+    FailNext {
+        fault: AnswerFault,
+        times: u32,
+    },
+    Refuse {
+        code: u32,
+    },
+    RefuseNext {
+        code: u32,
+        times: u32,
+    },
+    RefuseGrant {
+        grant_type: String,
+        code: u32,
+        claims: Option<String>,
+    },
     Accept,
-    SkewClock { seconds: i64 },
-    AnswerBrowser { outcome: BrowserOutcome },
-    ApproveDevice { user_code: String },
-    DeclineDevice { user_code: String },
-    ApproveDevicesAfter { polls: Option<u32> },
-    SlowDownPolls { times: u32 },
-    MeasurePolls { on: bool },
-    SetDeviceCodes { interval_seconds: u64, seconds: u64 },
+    SkewClock {
+        seconds: i64,
+    },
+    AnswerBrowser {
+        outcome: BrowserOutcome,
+    },
+    ApproveDevice {
+        user_code: String,
+    },
+    DeclineDevice {
+        user_code: String,
+    },
+    ApproveDevicesAfter {
+        polls: Option<u32>,
+    },
+    SlowDownPolls {
+        times: u32,
+    },
+    MeasurePolls {
+        on: bool,
+    },
+    SetDeviceCodes {
+        interval_seconds: u64,
+        seconds: u64,
+    },
     ForgetRequests,
-    SetGroups { count: usize },
-    SetGraphPage { size: Option<usize> },
-    FailGraphNext { fault: AnswerFault, times: u32 },
-    DistortGraph { quirk: Option<GraphQuirk> },
+    SetGroups {
+        count: usize,
+    },
+    SetGraphPage {
+        size: Option<usize>,
+    },
+    FailGraphNext {
+        fault: AnswerFault,
+        times: u32,
+    },
+    DistortGraph {
+        quirk: Option<GraphQuirk>,
+    },
 }
 
 /// Answers a request to `/_simulator/entra`.
@@ -113,7 +237,9 @@ fn carry_out(entra: &Entra, command: Command) -> bool {
     let seconds = Duration::from_secs;
     // Commands that can name something wrong say so; the others are done.
     match command {
-        Command::AddSecret { client, value, seconds: lives } => return entra.add_secret(&client, &value, seconds(lives)),
+        Command::AddSecret { client, value, seconds: lives } => {
+            return entra.add_secret(&client, &value, seconds(lives));
+        }
         Command::ExpireSecretsIn { client, seconds } => {
             return entra.expire_secrets_in(&client, SignedDuration::from_secs(seconds));
         }

@@ -154,11 +154,7 @@ pub(crate) const PUBLISHED: [Published; 22] = [
     published(Permission::delegated(Api::DynamicsErp, "Odata.FullAccess"), "a849e696-ce45-464a-81de-e5c5b45519c1"),
     published(Permission::application(Api::DynamicsErp, "Connector.FullAccess"), INVENTED),
     // Entries that are switched off are to be ignored (entra 2.3).
-    Published {
-        permission: Permission::delegated(Api::DynamicsErp, "Odata.ReadAccess"),
-        id: INVENTED,
-        enabled: false,
-    },
+    Published { permission: Permission::delegated(Api::DynamicsErp, "Odata.ReadAccess"), id: INVENTED, enabled: false },
     Published {
         permission: Permission::application(Api::DynamicsErp, "Connector.ReadAccess"),
         id: INVENTED,

@@ -73,12 +73,7 @@ impl Scope {
             };
             let found = scope.resources.iter().position(|asked| asked.resource == resource);
             let index = found.unwrap_or_else(|| {
-                scope.resources.push(Asked {
-                    api,
-                    resource: resource.to_owned(),
-                    default: false,
-                    values: Vec::new(),
-                });
+                scope.resources.push(Asked { api, resource: resource.to_owned(), default: false, values: Vec::new() });
                 scope.resources.len() - 1
             });
             let asked = &mut scope.resources[index];
@@ -132,10 +127,16 @@ mod tests {
     fn resources_are_told_apart_and_the_slash_stays_in_the_audience() {
         let scope = Scope::parse("openid http://127.0.0.1:7//.default offline_access", &resources()).unwrap();
         let asked = scope.only().unwrap();
-        assert_eq!((asked.api, asked.resource.as_str(), asked.default), (Api::DynamicsCrm, "http://127.0.0.1:7/", true));
+        assert_eq!(
+            (asked.api, asked.resource.as_str(), asked.default),
+            (Api::DynamicsCrm, "http://127.0.0.1:7/", true)
+        );
         assert!(scope.has("offline_access") && !scope.has("email"));
         let scope = Scope::parse("User.Read", &resources()).unwrap();
-        assert_eq!((scope.resources[0].api, scope.resources[0].values.as_slice()), (Api::Graph, ["User.Read".to_owned()].as_slice()));
+        assert_eq!(
+            (scope.resources[0].api, scope.resources[0].values.as_slice()),
+            (Api::Graph, ["User.Read".to_owned()].as_slice())
+        );
         let scope = Scope::parse("http://127.0.0.1:7/erp/AX.FullAccess", &resources()).unwrap();
         assert_eq!(scope.resources[0].api, Api::DynamicsErp);
     }

@@ -44,7 +44,9 @@ impl AnswerFault {
             ..Answer::text("<html><body><h1>The proxy is sorry</h1></body></html>".to_owned())
         };
         match self {
-            Self::ServerError => Some(Answer { status: 500, ..Answer::json("{\"error\":\"server_error\"}".to_owned()) }),
+            Self::ServerError => {
+                Some(Answer { status: 500, ..Answer::json("{\"error\":\"server_error\"}".to_owned()) })
+            }
             Self::HtmlBadGateway => Some(html(502)),
             Self::HtmlSuccess => Some(html(200)),
             Self::Unavailable => Some(Answer::empty(503)),
@@ -192,9 +194,8 @@ impl Script {
 
     /// The refusal of this request, if one is due.
     pub(crate) fn refusal(&mut self, grant: &str) -> Option<Failure> {
-        let due = |refusal: &Refusals| {
-            refusal.left != Some(0) && refusal.grant.as_ref().is_none_or(|wanted| wanted == grant)
-        };
+        let due =
+            |refusal: &Refusals| refusal.left != Some(0) && refusal.grant.as_ref().is_none_or(|wanted| wanted == grant);
         let refusal = self.refusals.iter_mut().find(|refusal| due(refusal))?;
         if let Some(left) = &mut refusal.left {
             *left -= 1;

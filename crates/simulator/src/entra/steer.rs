@@ -264,7 +264,7 @@ impl Entra {
                 sign_in_name: person.sign_in_name.clone(),
                 object_id: person.object_id.clone(),
                 name: person.name.clone(),
-                user: person.caller.map(|caller| user_id(caller).to_string()),
+                user: person.caller.map(|caller| user_id(self.shared.config.environment, caller).to_string()),
             })
             .collect()
     }

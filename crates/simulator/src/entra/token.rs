@@ -36,7 +36,7 @@ struct SignIn<'a> {
     person: usize,
     asked: &'a Asked,
     /// Scopes of OpenID Connect that count.
-    sign_in: &'a [String],
+    oidc: &'a [String],
     nonce: Option<&'a str>,
     proof: Proof,
     claims: Option<Value>,
@@ -54,8 +54,10 @@ impl Authority {
             return Err(Failure::of(70_003).saying(format!("The app requested an unsupported grant type '{grant}'.")));
         }
         let app = self.check_app(form)?;
-        let audience = format!("{}/entra/{}/oauth2/v2.0/token", self.url, tenant());
-        let proof = self.prove(app, form, &audience, self.shown())?;
+        // The tenant as it was called, or by its id (entra 9.2).
+        let endpoint = |segment: &str| format!("{}/entra/{segment}/oauth2/v2.0/token", self.url);
+        let audiences = [endpoint(segment), endpoint(&tenant())];
+        let proof = self.prove(app, form, &audiences, self.shown())?;
         if let Some(failure) = self.script.refusal(grant) {
             return Err(failure);
         }
@@ -130,7 +132,7 @@ impl Authority {
                 subject: Subject { app, person: Some(code.person) },
                 person: code.person,
                 asked: scope.only()?,
-                sign_in: &code.scope.sign_in,
+                oidc: &code.scope.sign_in,
                 nonce: code.nonce.as_deref(),
                 proof,
                 claims,
@@ -186,7 +188,7 @@ impl Authority {
                 subject: Subject { app, person: Some(person) },
                 person,
                 asked: device.scope.only()?,
-                sign_in: &device.scope.sign_in,
+                oidc: &device.scope.sign_in,
                 nonce: None,
                 proof,
                 claims: device.claims.clone(),
@@ -206,8 +208,9 @@ impl Authority {
         let life = self.script.refresh_life;
         let Some(refresh) = self.ledger.refresh.get(text).cloned() else { return Err(Failure::of(70_000)) };
         if refresh.app != app {
-            return Err(Failure::of(70_000)
-                .saying("Provided grant is invalid or malformed: it was issued to another client."));
+            return Err(
+                Failure::of(70_000).saying("Provided grant is invalid or malformed: it was issued to another client.")
+            );
         }
         check_kind(proof, refresh.public)?;
         if let Some(code) = refresh.revoked {
@@ -231,7 +234,7 @@ impl Authority {
                 subject: Subject { app, person: Some(refresh.person) },
                 person: refresh.person,
                 asked,
-                sign_in: &scope.sign_in,
+                oidc: &scope.sign_in,
                 nonce: None,
                 proof,
                 claims: read_claims(form)?,
@@ -278,13 +281,12 @@ impl Authority {
         let mut scopes: Vec<String> = granted.into_iter().map(str::to_owned).collect();
         let listed = if asked.api == Api::Graph {
             // Graph is where the scopes of OpenID Connect live.
-            scopes.extend(sign_in.sign_in.iter().filter(|scope| *scope != "offline_access").cloned());
+            scopes.extend(sign_in.oidc.iter().filter(|scope| *scope != "offline_access").cloned());
             scopes.join(" ")
         } else {
             scopes.iter().map(|scope| format!("{}/{scope}", asked.resource)).collect::<Vec<_>>().join(" ")
         };
-        let token =
-            self.issue(subject, asked, sign_in.proof, scopes, Vec::new(), sign_in.claims.clone(), now);
+        let token = self.issue(subject, asked, sign_in.proof, scopes, Vec::new(), sign_in.claims.clone(), now);
         let mut body = self.body(token);
         body["scope"] = json!(listed);
         if sign_in.lasting && !self.script.is(TokenQuirk::NoRefreshToken) {
@@ -300,7 +302,7 @@ impl Authority {
             let url = self.url.clone();
             body["refresh_token"] = json!(self.ledger.keep_refresh(&url, refresh, self.script.refresh_life));
         }
-        if sign_in.sign_in.iter().any(|scope| scope == "openid") {
+        if sign_in.oidc.iter().any(|scope| scope == "openid") {
             body["id_token"] = json!(self.id_token(subject.app, person, sign_in.nonce));
         }
         Ok(body)
@@ -341,8 +343,7 @@ impl Authority {
         let app = &self.directory.apps[subject.app];
         let stranger = |name: &str| named_guid(&format!("another {name}")).to_string();
         let tenant = if self.script.is(TokenQuirk::OtherTenant) { stranger("tenant") } else { tenant() };
-        let client =
-            if self.script.is(TokenQuirk::OtherClient) { stranger("client") } else { app.client_id.clone() };
+        let client = if self.script.is(TokenQuirk::OtherClient) { stranger("client") } else { app.client_id.clone() };
         let audience = if self.script.is(TokenQuirk::OtherAudience) {
             "https://elsewhere.example".to_owned()
         } else {

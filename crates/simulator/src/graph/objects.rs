@@ -31,12 +31,7 @@ fn alternate<'a>(segment: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// Answers `path` below the root.
-pub(crate) fn find(
-    authority: &Authority,
-    access: &Access,
-    path: &str,
-    options: &Options,
-) -> Result<Value, GraphError> {
+pub(crate) fn find(authority: &Authority, access: &Access, path: &str, options: &Options) -> Result<Value, GraphError> {
     let path = decode(path);
     let root = authority.resources.graph.as_str();
     let Some(rest) = path.strip_prefix("v1.0/") else {
@@ -144,9 +139,7 @@ fn organization(authority: &Authority, full: bool) -> Value {
 }
 
 fn domains() -> Vec<Value> {
-    let domain = |(index, name): (usize, &&str)| {
-        json!({"id": name, "isDefault": index == 0, "isInitial": index + 1 == DOMAINS.len(), "isVerified": true, "authenticationType": "Managed"})
-    };
+    let domain = |(index, name): (usize, &&str)| json!({"id": name, "isDefault": index == 0, "isInitial": index + 1 == DOMAINS.len(), "isVerified": true, "authenticationType": "Managed"});
     DOMAINS.iter().enumerate().map(domain).collect()
 }
 
@@ -290,7 +283,8 @@ fn assignments(authority: &Authority, principal_id: &str) -> Vec<Value> {
 fn grants(authority: &Authority, principal_id: Option<&str>) -> Vec<Value> {
     let directory = &authority.directory;
     let of = |grant: &&ScopeGrant| {
-        principal_id.is_none_or(|id| directory.apps[grant.app].object_id == id) && !directory.absent.contains(&grant.api)
+        principal_id.is_none_or(|id| directory.apps[grant.app].object_id == id)
+            && !directory.absent.contains(&grant.api)
     };
     let print = |grant: &ScopeGrant| {
         let values: Vec<&str> = grant.values.iter().map(|(value, _)| *value).collect();

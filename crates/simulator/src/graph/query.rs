@@ -48,7 +48,9 @@ impl Options {
                 "$top" => {
                     let top = value.parse().ok().filter(|top| (1..=PAGE_MAX).contains(top));
                     options.top = Some(top.ok_or_else(|| {
-                        GraphError::bad(format!("Invalid page size specified: '{value}'. Must be between 1 and {PAGE_MAX} inclusive."))
+                        GraphError::bad(format!(
+                            "Invalid page size specified: '{value}'. Must be between 1 and {PAGE_MAX} inclusive."
+                        ))
                     })?);
                 }
                 "$count" => options.count = value == "true",
@@ -113,7 +115,8 @@ impl Options {
             let mark = if start == 0 && !blank { 'e' } else { 'f' };
             let own = self.skip_token.clone().filter(|_| state.quirk == Some(GraphQuirk::RepeatedLink));
             let token = own.unwrap_or_else(|| format!("{SKIP_MARK}{mark}{end}"));
-            let root = if state.quirk == Some(GraphQuirk::ForeignLink) { "http://elsewhere.example/graph" } else { root };
+            let root =
+                if state.quirk == Some(GraphQuirk::ForeignLink) { "http://elsewhere.example/graph" } else { root };
             let joint = if self.rest.is_empty() { "" } else { "&" };
             out["@odata.nextLink"] = json!(format!("{root}/v1.0/{path}?{}{joint}$skiptoken={token}", self.rest));
         }
@@ -122,7 +125,9 @@ impl Options {
 
     fn matches(&self, kind: &str, object: &Value) -> Result<bool, GraphError> {
         for condition in &self.conditions {
-            let Some(value) = object.get(&condition.property) else { return Err(no_property(kind, &condition.property)) };
+            let Some(value) = object.get(&condition.property) else {
+                return Err(no_property(kind, &condition.property));
+            };
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             if !condition.values.contains(&text) {
                 return Ok(false);
@@ -207,7 +212,10 @@ mod tests {
         let objects: Vec<Value> = (0..250).map(|id| json!({"id": id})).collect();
         let (mut query, mut sizes) = ("$select=id".to_owned(), Vec::new());
         while sizes.len() < most {
-            let page = Options::parse(&query, None).unwrap().page(&state, "root", "groups", "groups", objects.clone()).unwrap();
+            let page = Options::parse(&query, None)
+                .unwrap()
+                .page(&state, "root", "groups", "groups", objects.clone())
+                .unwrap();
             sizes.push(page["value"].as_array().unwrap().len());
             let Some(link) = page["@odata.nextLink"].as_str() else { return (sizes, true) };
             query = link.split_once('?').unwrap().1.to_owned();

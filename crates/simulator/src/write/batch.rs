@@ -33,10 +33,13 @@ fn run(context: &mut WriteContext<'_>, request: &Request) -> Result<Answer, Refu
         Refusal::new(400, "0x80048d19", "The content type of a batch is multipart/mixed with a boundary.")
     })?;
     let parts = multipart::parse(&request.body, &boundary)?;
-    let count: usize = parts.iter().map(|part| match part {
-        Part::Single(_) => 1,
-        Part::ChangeSet(operations) => operations.len(),
-    }).sum();
+    let count: usize = parts
+        .iter()
+        .map(|part| match part {
+            Part::Single(_) => 1,
+            Part::ChangeSet(operations) => operations.len(),
+        })
+        .sum();
     if count > OPERATIONS_MAX {
         return Err(Refusal::new(
             400,

@@ -82,8 +82,7 @@ pub(crate) fn row_key(
     options: &Options,
 ) -> Result<RowKey, Refusal> {
     match address(context, table, text, options)? {
-        Address::Primary(key) => Ok(key),
-        Address::Alternate { found: Some(key), .. } => Ok(key),
+        Address::Primary(key) | Address::Alternate { found: Some(key), .. } => Ok(key),
         Address::Alternate { found: None, .. } => Err(no_key_match(&context.database.tables[table].def.name)),
     }
 }
@@ -126,10 +125,9 @@ impl WriteContext<'_> {
         let (id, rest) = rest.split_at(end);
         match self.references.get(id) {
             Some(row) => Ok(format!("{row}{rest}")),
-            None => Err(Refusal::plain(
-                400,
-                format!("Content-ID Reference: '${id}' does not exist in the batch context."),
-            )),
+            None => {
+                Err(Refusal::plain(400, format!("Content-ID Reference: '${id}' does not exist in the batch context.")))
+            }
         }
     }
 }

@@ -125,8 +125,7 @@ fn one(
         return create_with(context, table, target, None, None).map(Some);
     }
     let (key, preset) = match address_of(context, table, target)? {
-        Address::Primary(key) => (key, None),
-        Address::Alternate { found: Some(key), .. } => (key, None),
+        Address::Primary(key) | Address::Alternate { found: Some(key), .. } => (key, None),
         Address::Alternate { found: None, column, value } => {
             if bulk != Bulk::Upsert {
                 return Err(missing(context, table, &value));
@@ -165,8 +164,7 @@ fn missing(context: &WriteContext<'_>, table: usize, id: &str) -> Refusal {
 /// The row a target means: by `@odata.id`, or by its primary key.
 fn address_of(context: &mut WriteContext<'_>, table: usize, target: &Body) -> Result<Address, Refusal> {
     let def = &context.database.tables[table].def;
-    let partition = target.text("partitionid");
-    let options = Options { partition, ..Options::default() };
+    let options = Options::in_partition(target.text("partitionid"));
     if let Some(reference) = target.text("@odata.id") {
         let set = def.set.as_deref().unwrap_or_default();
         let key = reference

@@ -2,7 +2,6 @@
 
 use crate::access::{ACT_ON_BEHALF, BYPASS_LOGIC, BYPASS_PLUGINS, no_privilege, privilege};
 use crate::answer::Refusal;
-use crate::dataset::user_id;
 use crate::guid::Guid;
 use crate::route::Headers;
 
@@ -26,20 +25,22 @@ pub(crate) struct Caller {
 
 impl Caller {
     /// Somebody who acts for nobody else.
-    pub(crate) fn signed_in(user: usize) -> Self {
-        Self { id: user_id(user), on_behalf: None, skips_plugins: false, skips_flows: false }
+    pub(crate) fn signed_in(id: Guid) -> Self {
+        Self { id, on_behalf: None, skips_plugins: false, skips_flows: false }
     }
 
     /// Reads the headers of an operation.
     pub(crate) fn read(context: &WriteContext<'_>, headers: &Headers) -> Result<Self, Refusal> {
-        let mut caller = Self::signed_in(context.user);
+        let mut caller = Self::signed_in(context.controls.user_id(context.user));
         let signed_in = caller.id;
         if let Some(other) = impersonated(context, headers)?.filter(|other| *other != signed_in) {
             if !context.controls.has(ACT_ON_BEHALF, signed_in) {
                 return Err(Refusal::new(
                     403,
                     "0x8004a110",
-                    format!("User {signed_in} doesn't have the privilege to act on behalf another user: {ACT_ON_BEHALF}."),
+                    format!(
+                        "User {signed_in} doesn't have the privilege to act on behalf another user: {ACT_ON_BEHALF}."
+                    ),
                 ));
             }
             check_active(context, other)?;

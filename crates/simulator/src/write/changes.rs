@@ -194,8 +194,12 @@ impl Changes {
             return Err(bad_payload(&format!("The navigation property '{navigation}' does not lead to '{target}'.")));
         }
         let value = format!("{}{target}", key.id);
-        context.require("Append", context.database.table(&def.name).unwrap_or(table))?;
-        context.require("AppendTo", table)?;
+        if column.kind != Kind::Owner {
+            // Both ends of a lookup are asked (dataverse 9.4).
+            let own = context.database.table(&def.name).unwrap_or(table);
+            context.require("Append", own)?;
+            context.require("AppendTo", table)?;
+        }
         // Of two navigations of one lookup the later one wins.
         self.cells.retain(|(index, _)| *index != cell);
         self.cells.push((cell, value));

@@ -56,7 +56,8 @@ pub(super) fn own(
     let is_new = before.map_or(cells[owner] != caller, |before| before[owner] != cells[owner]);
     if is_new {
         context.require("Assign", table)?;
-        if let (Some(user), Some("systemuser")) = (cells[owner].get(..36).and_then(Guid::parse), cells[owner].get(36..)) {
+        if let (Some(user), Some("systemuser")) = (cells[owner].get(..36).and_then(Guid::parse), cells[owner].get(36..))
+        {
             check_active(context, user)?;
         }
     }
@@ -70,11 +71,7 @@ pub(super) fn derive(context: &WriteContext<'_>, table: usize, cells: &mut [Stri
     let has_money = follow::money_columns(def).any(|(amount, ..)| !cells[amount].is_empty());
     let currency = def.cell("transactioncurrencyid");
     if has_money && currency.is_some_and(|cell| cells[cell].is_empty()) {
-        return Err(Refusal::new(
-            400,
-            "0x80048cfb",
-            "The currency cannot be null when money columns have values.",
-        ));
+        return Err(Refusal::new(400, "0x80048cfb", "The currency cannot be null when money columns have values."));
     }
     finish(def, cells);
     crate::uploads::check_document(context, table, cells)?;

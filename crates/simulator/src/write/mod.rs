@@ -13,7 +13,7 @@
 mod batch;
 mod bind;
 mod body;
-mod bulk;
+pub(crate) mod bulk;
 mod caller;
 mod changes;
 mod effects;
@@ -36,15 +36,18 @@ use crate::answer::{Answer, Refusal};
 use crate::config::FaultKind;
 use crate::database::{Database, RowKey};
 use crate::dice::Dice;
+use crate::links::{self, Reference};
 use crate::query::Options;
 use crate::read::Reader;
 use crate::route::{self, Request, Route, Verb};
 use crate::shared::Shared;
+use crate::{actions, uploads};
 
 pub(crate) use bind::{resolve, row_key};
 pub(crate) use body::{Body, bad_payload};
 pub(crate) use caller::Caller;
-pub(crate) use row::{create, delete, update};
+pub(crate) use effects::stamp_update;
+pub(crate) use row::{create, update};
 pub(crate) use state::{force_state, state_of};
 
 /// Keeps the sequence of new ids apart from other uses of the seed.
@@ -104,7 +107,7 @@ impl<'a> WriteContext<'a> {
         fault: Option<FaultKind>,
     ) -> Self {
         let dice = Dice::new(shared.config.seed ^ database.version, NEW_IDS);
-        let caller = Caller::signed_in(user);
+        let caller = Caller::signed_in(controls.user_id(user));
         Self {
             database,
             shared,
@@ -125,14 +128,13 @@ impl<'a> WriteContext<'a> {
     }
 
     /// Runs `work`; when it is refused, nothing of it remains.
-    pub(crate) fn transaction<T>(
-        &mut self,
-        work: impl FnOnce(&mut Self) -> Result<T, Refusal>,
-    ) -> Result<T, Refusal> {
+    pub(crate) fn transaction<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, Refusal>) -> Result<T, Refusal> {
         let savepoint = self.database.savepoint();
+        let rows = self.tally.rows.clone();
         let result = work(self);
         if result.is_err() {
             self.database.roll_back(savepoint);
+            self.tally.rows = rows;
         }
         result
     }
@@ -195,11 +197,26 @@ fn dispatch(context: &mut WriteContext<'_>, route: &Route, request: &Request) ->
         (Verb::Post, Route::Collection(table)) => row::post(context, *table, request),
         (Verb::Patch, Route::Row(table, key)) => row::patch(context, *table, key, request, &options),
         (Verb::Delete, Route::Row(table, key)) => row::remove(context, *table, key, request, &options),
+        (Verb::Patch, Route::Property(table, key, column)) => {
+            uploads::patch(context, *table, key, column, request, &options)
+        }
+        (Verb::Delete, Route::Property(table, key, column))
+            if uploads::holds_content(&context.database.tables[*table].def, column) =>
+        {
+            uploads::remove(context, *table, key, column, &options)
+        }
+        (_, Route::Reference { table, key, navigation, other }) => {
+            let other = other.as_deref();
+            links::reference(context, &Reference { table: *table, key, navigation, other }, request, &options)
+        }
         (Verb::Put | Verb::Delete, Route::Property(table, key, property)) => {
             row::property(context, *table, key, property, request, &options)
         }
         (Verb::Post, Route::Bound { table, key: None, name }) => bulk::message(context, *table, name, request),
-        (Verb::Post, Route::Message(name)) => Err(Refusal::no_segment(name)),
+        (Verb::Post, Route::Bound { table, key: Some(key), name }) => {
+            actions::bound(context, *table, key, name, request)
+        }
+        (Verb::Post, Route::Message(name)) => actions::message(context, name, request),
         _ => Err(Refusal::new(
             404,
             "",

@@ -12,6 +12,7 @@
 use bytes::Bytes;
 
 use crate::answer::{Answer, Refusal};
+use crate::print::append;
 use crate::route::{Headers, Verb};
 
 /// Reasons of the statuses a part may have; anything else goes without.
@@ -136,9 +137,10 @@ fn head(section: &[u8]) -> Result<(Headers, &[u8]), Refusal> {
         None => (section, &section[section.len()..]),
     };
     let text = std::str::from_utf8(head).map_err(|_| unreadable("headers are not text"))?;
-    let headers = text.split("\r\n").filter(|line| !line.is_empty()).map(|line| {
-        line.split_once(':').ok_or_else(|| unreadable("a header has no colon"))
-    });
+    let headers = text
+        .split("\r\n")
+        .filter(|line| !line.is_empty())
+        .map(|line| line.split_once(':').ok_or_else(|| unreadable("a header has no colon")));
     let headers: Vec<(&str, &str)> = headers.collect::<Result<_, _>>()?;
     Ok((Headers::new(headers.into_iter()), rest))
 }
@@ -181,17 +183,18 @@ impl Writer {
     /// Appends an answer as one part.
     pub(super) fn add(&mut self, answer: &Answer, content_id: Option<&str>) {
         let reason = REASONS.iter().find(|(status, _)| *status == answer.status).map_or("", |(_, reason)| reason);
-        let mut head = format!("--{}\r\nContent-Type: application/http\r\nContent-Transfer-Encoding: binary\r\n", self.boundary);
+        let mut head =
+            format!("--{}\r\nContent-Type: application/http\r\nContent-Transfer-Encoding: binary\r\n", self.boundary);
         if let Some(id) = content_id {
-            head.push_str(&format!("Content-ID: {id}\r\n"));
+            append(&mut head, format_args!("Content-ID: {id}\r\n"));
         }
-        head.push_str(&format!("\r\nHTTP/1.1 {} {reason}\r\n", answer.status));
+        append(&mut head, format_args!("\r\nHTTP/1.1 {} {reason}\r\n", answer.status));
         if !answer.body.is_empty() {
-            head.push_str(&format!("Content-Type: {}\r\n", answer.media_type));
+            append(&mut head, format_args!("Content-Type: {}\r\n", answer.media_type));
         }
         head.push_str("OData-Version: 4.0\r\n");
         for (name, value) in &answer.headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
+            append(&mut head, format_args!("{name}: {value}\r\n"));
         }
         head.push_str("\r\n");
         self.body.extend_from_slice(head.as_bytes());

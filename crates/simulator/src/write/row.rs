@@ -26,7 +26,8 @@ struct Conditions {
 impl Conditions {
     /// `null` is no condition but keeps the service from answering out of a cache (dataverse 1.2).
     fn read(headers: &Headers) -> Result<Self, Refusal> {
-        let absent: Vec<&str> = headers.all("if-none-match").flat_map(|value| value.split(',')).map(str::trim).collect();
+        let absent: Vec<&str> =
+            headers.all("if-none-match").flat_map(|value| value.split(',')).map(str::trim).collect();
         if absent.len() > 1 {
             return Err(Refusal::new(400, "0x80060888", "The header If-None-Match was sent more than once."));
         }
@@ -48,7 +49,7 @@ fn check_match(context: &WriteContext<'_>, table: usize, key: &RowKey, wanted: O
     let entry = &context.database.tables[table];
     let Some(row) = entry.get(key) else { return Err(does_not_exist(&entry.def, key)) };
     let Some(wanted) = wanted.filter(|wanted| *wanted != "*") else { return Ok(()) };
-    if !context.controls.has_concurrency(&entry.def) {
+    if !entry.def.has_concurrency() {
         return Err(Refusal::new(
             400,
             "0x8006088d",
@@ -277,12 +278,7 @@ pub(super) fn create_with(
 }
 
 /// Updates an existing row as `PATCH` does.
-pub(crate) fn update(
-    context: &mut WriteContext<'_>,
-    table: usize,
-    key: &RowKey,
-    body: &Body,
-) -> Result<(), Refusal> {
+pub(crate) fn update(context: &mut WriteContext<'_>, table: usize, key: &RowKey, body: &Body) -> Result<(), Refusal> {
     special::check_message(context, table, Message::Update)?;
     context.require("Write", table)?;
     let changes = Changes::read(context, table, body, Purpose::Update)?;
@@ -321,12 +317,7 @@ pub(crate) fn update(
 }
 
 /// An elastic upsert replaces the whole row: what is not sent becomes null (dataverse 8.12).
-pub(super) fn replace(
-    context: &mut WriteContext<'_>,
-    table: usize,
-    key: &RowKey,
-    body: &Body,
-) -> Result<(), Refusal> {
+pub(super) fn replace(context: &mut WriteContext<'_>, table: usize, key: &RowKey, body: &Body) -> Result<(), Refusal> {
     special::check_message(context, table, Message::Update)?;
     context.require("Write", table)?;
     let changes = Changes::read(context, table, body, Purpose::Update)?;
@@ -386,7 +377,9 @@ fn check_alternate_key(
         Some(other) if other != *key => Err(Refusal::new(
             412,
             "0x80060892",
-            format!("A record that has the attribute values {column} already exists. The entity key new_{column}key requires that this set of attributes contains unique values."),
+            format!(
+                "A record that has the attribute values {column} already exists. The entity key new_{column}key requires that this set of attributes contains unique values."
+            ),
         )),
         _ => Ok(()),
     }

@@ -44,14 +44,17 @@ pub(super) fn check_message(context: &WriteContext<'_>, table: usize, message: M
         return Err(Refusal::not_simulated("Writing to the generated table"));
     }
     if def.storage == Storage::Virtual {
-        return Err(Refusal::new(400, "0x80044822", "The external data source of the virtual table cannot be written."));
+        return Err(Refusal::new(
+            400,
+            "0x80044822",
+            "The external data source of the virtual table cannot be written.",
+        ));
     }
     let supported = match def.name.as_str() {
         POINTER | "activityparty" => false,
-        // Settings change, but the one row stays.
-        "organization" => message == Message::Update,
-        // Users come from the directory, jobs and traces from the platform (dataverse 6.7, 8.9).
-        "systemuser" => message == Message::Update,
+        // The one row of settings stays, and users come from the directory (dataverse 6.7, 8.4).
+        "organization" | "systemuser" => message == Message::Update,
+        // Jobs and traces come from the platform (dataverse 8.9).
         "asyncoperation" | "plugintracelog" => message != Message::Create,
         _ => true,
     };
@@ -60,11 +63,7 @@ pub(super) fn check_message(context: &WriteContext<'_>, table: usize, message: M
 
 /// The refusal of a message that a table does not have (dataverse 2.8).
 pub(super) fn unsupported(message: &str, def: &TableDef) -> Refusal {
-    Refusal::new(
-        501,
-        "0x80040800",
-        format!("The '{message}' method does not support entities of type '{}'.", def.name),
-    )
+    Refusal::new(501, "0x80040800", format!("The '{message}' method does not support entities of type '{}'.", def.name))
 }
 
 fn cell<'a>(def: &TableDef, cells: &'a [String], column: &str) -> &'a str {
@@ -157,21 +156,21 @@ pub(super) fn before_update(
     before: &[String],
 ) -> Result<(), Refusal> {
     let def = &context.database.tables[table].def;
-    let changed = |column: &str| {
+    let differs = |column: &str| {
         def.cell(column).is_some_and(|cell| changes.get(cell).is_some_and(|value| value != before[cell]))
     };
     match def.name.as_str() {
         // The directory decides who a user is (dataverse 6.7).
-        "systemuser" if changed("azureactivedirectoryobjectid") => {
+        "systemuser" if differs("azureactivedirectoryobjectid") => {
             Err(Refusal::new(400, "0x80041d4f", "The object id of the directory cannot be modified."))
         }
-        "systemuser" if changed("applicationid") => {
+        "systemuser" if differs("applicationid") => {
             Err(Refusal::new(400, "0x80041d48", "The application user cannot be updated."))
         }
-        "organization" if changed("basecurrencyid") => {
+        "organization" if differs("basecurrencyid") => {
             Err(Refusal::new(400, "0x80040203", "The base currency of an organization cannot be changed."))
         }
-        "customeraddress" if changed("parentid") => {
+        "customeraddress" if differs("parentid") => {
             Err(Refusal::new(400, "0x80040203", "An address stays with its parent."))
         }
         _ => Ok(()),

@@ -26,14 +26,13 @@ fn way(table: &str, from: i32, to: i32) -> Way {
         ("incident", _, 1) => Way::Message("CloseIncident"),
         ("quote", _, 2) => Way::Message("WinQuote"),
         ("quote", _, 3) => Way::Message("CloseQuote"),
-        // A closed quote becomes a draft first.
-        ("quote", 2 | 3, 1) => Way::Never,
         ("salesorder", _, 2) => Way::Message("CancelSalesOrder"),
         ("salesorder", _, 3) => Way::Message("FulfillSalesOrder"),
         ("product", 2 | 3, 0) => Way::Message("PublishProductHierarchy"),
-        ("product", 1, 0 | 3) | ("product", 2, 1 | 3) => Way::Never,
-        // A lead that was qualified stays with its account and contact until it is opened again.
-        ("lead", 1, 2) | ("lead", 2, 1) => Way::Never,
+        // A closed quote becomes a draft first, a closed lead is opened first, and products go the round.
+        ("quote", 2 | 3, 1) | ("lead", 1, 2) | ("lead", 2, 1) | ("product", 1, 0 | 3) | ("product", 2, 1 | 3) => {
+            Way::Never
+        }
         _ => Way::Patch,
     }
 }

@@ -32,25 +32,26 @@ pub(super) fn cell(context: &mut WriteContext<'_>, column: &Column, raw: &str) -
                 return Err(Refusal::new(
                     400,
                     "0x80044331",
-                    format!("A validation error occurred. The length of the '{}' attribute exceeded the maximum allowed length of '{max}'.", column.name),
+                    format!(
+                        "A validation error occurred. The length of the '{}' attribute exceeded the maximum allowed length of '{max}'.",
+                        column.name
+                    ),
                 ));
             }
             // The database keeps no empty texts.
             Ok(if text.is_empty() { String::new() } else { raw.to_owned() })
         }
         Kind::Integer => raw.parse::<i64>().map_err(|_| wrong_type(column, "Edm.Int32")).and_then(|number| {
-            i32::try_from(number).map(|number| number.to_string()).map_err(|_| {
-                outside("0x8004432f", column, &i32::MIN.to_string(), &i32::MAX.to_string())
-            })
+            i32::try_from(number)
+                .map(|number| number.to_string())
+                .map_err(|_| outside("0x8004432f", column, &i32::MIN.to_string(), &i32::MAX.to_string()))
         }),
         Kind::BigInt => raw
             .trim_matches('"')
             .parse::<i64>()
             .map(|number| number.to_string())
             .map_err(|_| wrong_type(column, "Edm.Int64")),
-        Kind::Decimal { precision } => {
-            fixed(column, raw, *precision as usize, DECIMAL_MAX, "0x80044330")
-        }
+        Kind::Decimal { precision } => fixed(column, raw, *precision as usize, DECIMAL_MAX, "0x80044330"),
         Kind::Money { precision } => fixed(column, raw, *precision as usize, MONEY_MAX, "0x80040317"),
         Kind::Double => {
             let number: f64 = raw.parse().map_err(|_| wrong_type(column, "Edm.Double"))?;
@@ -109,7 +110,10 @@ fn option(column: &Column, values: &[i32], number: i32) -> Result<(), Refusal> {
     Err(Refusal::new(
         400,
         "0x8004431a",
-        format!("A validation error occurred. The value {number} of '{}' is outside the valid range. Accepted Values: {values:?}", column.name),
+        format!(
+            "A validation error occurred. The value {number} of '{}' is outside the valid range. Accepted Values: {values:?}",
+            column.name
+        ),
     ))
 }
 
@@ -117,7 +121,10 @@ fn outside(code: &'static str, column: &Column, low: &str, high: &str) -> Refusa
     Refusal::new(
         400,
         code,
-        format!("A validation error occurred. The value of '{}' is outside the valid range of {low} to {high}.", column.name),
+        format!(
+            "A validation error occurred. The value of '{}' is outside the valid range of {low} to {high}.",
+            column.name
+        ),
     )
 }
 
@@ -151,7 +158,8 @@ fn fixed(column: &Column, raw: &str, scale: usize, largest: i128, code: &'static
 
 fn date(column: &Column, raw: &str, behavior: DateBehavior) -> Result<String, Refusal> {
     let text = text_of(column, raw)?;
-    let wrong = || wrong_type(column, if behavior == DateBehavior::DateOnly { "Edm.Date" } else { "Edm.DateTimeOffset" });
+    let wrong =
+        || wrong_type(column, if behavior == DateBehavior::DateOnly { "Edm.Date" } else { "Edm.DateTimeOffset" });
     let day = text.get(..10).filter(|day| is_day(day)).ok_or_else(wrong)?;
     if day < "1753-01-01" {
         return Err(Refusal::new(400, "0x80044336", format!("The date of '{}' is earlier than 1753.", column.name)));

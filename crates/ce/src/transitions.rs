@@ -1,0 +1,98 @@
+//! The requests that bring a row into a state (`dataverse`, section 6.5).
+
+use dynavault_model::{Guard, Row, RowWrite};
+use dynavault_odata::Method;
+
+use crate::rules::rules;
+use crate::rules::state::{CloseMessage, Passing, Step, steps};
+use crate::wire::{Object, Purpose, Unwritable, Wire, lookup, only, plain_text, with_row};
+
+/// The status of a message that leaves the choice to the service.
+const DEFAULT_STATUS: &[u8] = b"-1";
+
+/// Method, path, condition and body of one request.
+type Request = (Method, String, Option<String>, Vec<u8>);
+
+/// The requests of one row, in order. `close` writes the table of close activities.
+pub(crate) fn parts(wire: &Wire<'_>, close: Option<&Wire<'_>>, row: &RowWrite) -> Result<Vec<Request>, Unwritable> {
+    let wanted = with_row(&row.set, |set| number(set, "statecode"))?;
+    let address = wire.address(&row.key)?;
+    let condition = match &row.guard {
+        Guard::Unchanged(etag) => etag.clone(),
+        Guard::Present | Guard::Absent => "*".to_string(),
+    };
+    let change = |body: Vec<u8>, condition: &str| (Method::Patch, address.clone(), Some(condition.to_string()), body);
+    let Some(wanted) = wanted else {
+        return Ok(vec![change(wire.body(&row.set, Purpose::Update)?, &condition)]);
+    };
+    steps(wire.table_name(), row.from_state, wanted)
+        .into_iter()
+        .enumerate()
+        .map(|(place, step)| {
+            // The first step changes the row, and with it the tag.
+            let condition = if place == 0 { condition.as_str() } else { "*" };
+            Ok(match step {
+                Step::Change(_, Passing::Arriving) => change(wire.body(&row.set, Purpose::Update)?, condition),
+                Step::Change(state, Passing::Through) => {
+                    let mut body = Object::new();
+                    body.raw("statecode", state.to_string().as_bytes());
+                    change(body.finish(), condition)
+                }
+                Step::Bound(name) => {
+                    (Method::Post, format!("{address}/Microsoft.Dynamics.CRM.{name}"), None, Vec::new())
+                }
+                Step::Close(message) => {
+                    (Method::Post, message.name.to_string(), None, close_body(message, wire, close, row)?)
+                }
+            })
+        })
+        .collect()
+}
+
+/// The body of a message that closes a row. The close activity gets the id and the plain values of the one that was captured; its
+/// lookups stay with what the service gives them, because a missing target of theirs would keep the row from being closed.
+fn close_body(
+    message: &CloseMessage,
+    wire: &Wire<'_>,
+    close: Option<&Wire<'_>>,
+    row: &RowWrite,
+) -> Result<Vec<u8>, Unwritable> {
+    let mut activity = Object::new();
+    activity.text("@odata.type", &format!("Microsoft.Dynamics.CRM.{}", message.close_table));
+    let navigation = close.and_then(|close| close.navigation(message.parent, wire.table_name()));
+    let navigation = navigation.unwrap_or(message.parent);
+    activity.text(&format!("{navigation}@odata.bind"), &format!("/{}", wire.address(&row.key)?));
+    if let (Some(captured), Some(close)) = (&row.close, close) {
+        let id = with_row(captured, |captured| captured.get("activityid").and_then(plain_text))?;
+        if let Some(id) = id {
+            activity.text("activityid", crate::wire::id(&id)?);
+        }
+        let rules = rules(close.table());
+        let is_plain = |member: &str| {
+            let state = rules.state.as_ref().is_some_and(|rule| rule.state == member || rule.status == member);
+            lookup(member).is_none() && !state && rules.column(member).is_some_and(|rule| rule.create)
+        };
+        let plain = only(captured, is_plain)?;
+        let plain = without_nulls(&plain)?;
+        close.members(&plain, Purpose::Create, &mut activity)?;
+    }
+    let status = with_row(&row.set, |set| set.get("statuscode").filter(|value| *value != b"null").map(<[u8]>::to_vec))?;
+    let mut body = Object::new();
+    body.raw("Status", status.as_deref().unwrap_or(DEFAULT_STATUS));
+    body.raw(message.parameter, &activity.finish());
+    Ok(body.finish())
+}
+
+fn without_nulls(bytes: &[u8]) -> Result<Vec<u8>, Unwritable> {
+    with_row(bytes, |row| {
+        let mut kept = Object::new();
+        for member in row.members().iter().filter(|member| row.value(member) != b"null") {
+            kept.raw(&String::from_utf8_lossy(row.key(member)), row.value(member));
+        }
+        kept.finish()
+    })
+}
+
+fn number(row: &Row<'_>, member: &str) -> Option<i64> {
+    row.get(member).and_then(|value| serde_json::from_slice(value).ok())
+}

@@ -1,0 +1,10 @@
+//! Sign-in against a scripted service on loopback.
+
+#![expect(clippy::unwrap_used, reason = "the lint's exception for tests does not reach helpers")]
+
+mod app;
+mod browser;
+mod device;
+mod renewal;
+mod silence;
+mod support;

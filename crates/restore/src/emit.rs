@@ -1,0 +1,434 @@
+//! From drafts to operations, now that it is known which rows are there, which will be made, and in which order.
+//!
+//! Operations wait in a scratch file, table by table; 16 bytes of each stay in memory, by which they are sorted into the order
+//! of the plan: step, wave, table, kind.
+
+use std::collections::HashSet;
+
+use dynavault_model::{Guard, RowKey, WriteKind};
+use serde_json::value::RawValue;
+
+use crate::compare::Winner;
+use crate::draft::{Draft, Kind, Lookup, Pair};
+use crate::error::RestoreError;
+use crate::file::op_line;
+use crate::links::Link;
+use crate::parties::{self, Party};
+use crate::pieces::Piece;
+use crate::plan::{Action, Op, Step};
+use crate::project::reason;
+use crate::resolve::{Presence, presence, words};
+use crate::spill::Spill;
+use crate::waves::{Node, Waves};
+use crate::work::{Close, Work};
+
+/// Waves that fit into the sort key.
+const WAVE_MAX: u32 = (1 << 24) - 1;
+
+/// Operations in the making.
+#[derive(Debug)]
+pub(crate) struct Ops {
+    pub(crate) lines: Spill,
+    /// Sort key and offset.
+    pub(crate) index: Vec<(u64, u64)>,
+}
+
+impl Ops {
+    pub(crate) fn new(scratch: &std::path::Path) -> Result<Self, RestoreError> {
+        Ok(Self { lines: Spill::new(scratch)?, index: Vec::new() })
+    }
+
+    /// Adds an operation of a table.
+    pub(crate) fn push(&mut self, table: u16, op: &Op) -> Result<(), RestoreError> {
+        let line = op_line(op).map_err(|error| RestoreError::Worker(error.to_string()))?;
+        let action = match op.action {
+            Action::Upload => 0,
+            Action::Clear => 1,
+            Action::Write(kind) => 2 + kind as u64,
+        };
+        let guarded = u64::from(matches!(op.guard, Guard::Unchanged(_)));
+        let wave = u64::from(op.wave.min(WAVE_MAX));
+        let key = (op.step as u64) << 60 | wave << 36 | u64::from(table) << 16 | action << 8 | guarded;
+        self.index.push((key, self.lines.push(&line)?));
+        Ok(())
+    }
+}
+
+pub(crate) fn raw(text: String) -> Result<Box<RawValue>, RestoreError> {
+    RawValue::from_string(text).map_err(|error| RestoreError::Worker(format!("a planned value is not JSON: {error}")))
+}
+
+fn object(parts: &[&str]) -> Result<Box<RawValue>, RestoreError> {
+    let parts: Vec<&str> = parts.iter().copied().filter(|part| !part.is_empty()).collect();
+    raw(format!("{{{}}}", parts.join(",")))
+}
+
+/// An operation without values.
+pub(crate) fn op(table: &str, key: &RowKey, step: Step, wave: u32, action: Action, guard: Guard) -> Op {
+    Op {
+        n: 0,
+        step,
+        wave,
+        table: table.to_string(),
+        action,
+        key: key.clone(),
+        set: None,
+        from: None,
+        guard,
+        parties: Vec::new(),
+        from_parties: Vec::new(),
+        close: None,
+        content: None,
+        on_behalf: None,
+        follows: false,
+    }
+}
+
+/// What becomes of a lookup.
+enum Fate {
+    Now,
+    Later,
+    Gone,
+}
+
+/// Turns drafts into operations.
+pub(crate) struct Emitter<'a> {
+    pub(crate) work: &'a mut Work,
+    pub(crate) waves: &'a Waves,
+    pub(crate) owner_waves: &'a Waves,
+    pub(crate) ops: &'a mut Ops,
+    /// Existing rows that an operation changes.
+    pub(crate) touched: HashSet<Node>,
+}
+
+impl Emitter<'_> {
+    fn presence(&self, node: Node) -> Presence {
+        presence(&self.work.tables, &self.work.outside, node)
+    }
+
+    /// Operations on the rows of a table.
+    pub(crate) fn rows(&mut self, number: u16) -> Result<(), RestoreError> {
+        let Some(mut drafts) = self.work.tables.get_mut(number).drafts.take() else { return Ok(()) };
+        let name = self.work.tables.get(number).name.clone();
+        drafts.scan_json(|draft: Draft| {
+            self.work.stopped()?;
+            let node = Node { table: number, row: draft.row };
+            match draft.kind {
+                Kind::Change => self.change(node, &name, draft),
+                _ if self.presence(node) != Presence::Planned => Ok(()),
+                Kind::WithParent => self.with_parent(node, &name, &draft),
+                Kind::Create | Kind::Undelete => self.create(node, &name, &draft),
+            }
+        })
+    }
+
+    /// When a lookup of a row that is made in `wave` is written.
+    fn fate(&mut self, table: &str, id: &str, lookup: &Lookup, wave: u32) -> Fate {
+        let Some(node) = lookup.node else { return Fate::Now };
+        match self.presence(node) {
+            Presence::Live => Fate::Now,
+            Presence::Planned if self.waves.row(node) < wave => Fate::Now,
+            Presence::Planned if lookup.later => Fate::Later,
+            other => {
+                let row = words(&self.work.tables, &self.work.outside, node);
+                let sentence = if other == Presence::Missing {
+                    format!("{row} is neither there nor made")
+                } else {
+                    format!("{row} is made later, and the column cannot be written then")
+                };
+                self.work.findings.row(reason::MISSING_TARGET, table, id, &lookup.member, sentence);
+                Fate::Gone
+            }
+        }
+    }
+
+    fn create(&mut self, node: Node, table: &str, draft: &Draft) -> Result<(), RestoreError> {
+        let wave = self.waves.row(node);
+        let (mut now, mut later) = (vec![draft.set.as_str()], Vec::new());
+        for lookup in &draft.lookups {
+            match self.fate(table, &draft.key.id, lookup, wave) {
+                Fate::Now => now.push(&lookup.set),
+                Fate::Later => later.push(lookup.set.as_str()),
+                Fate::Gone => {}
+            }
+        }
+        let kind = if draft.kind == Kind::Undelete { WriteKind::Undelete } else { WriteKind::Create };
+        let mut create = op(table, &draft.key, Step::Rows, wave, Action::Write(kind), Guard::Absent);
+        create.set = Some(object(&now)?);
+        if self.work.tables.get(node.table).rules().is_activity {
+            create.parties = self.captured_parties(node, table, &draft.key)?;
+        }
+        self.ops.push(node.table, &create)?;
+        let counts = &mut self.work.tables.get_mut(node.table).plan.counts;
+        if kind == WriteKind::Undelete {
+            counts.undelete += 1;
+        } else {
+            counts.create += 1;
+        }
+        if !later.is_empty() {
+            counts.update += 1;
+            let mut update = follow(table, &draft.key, Step::Lookups, 0, WriteKind::Update);
+            update.set = Some(object(&later)?);
+            self.ops.push(node.table, &update)?;
+        }
+        if let Some(state) = &draft.state {
+            self.state(node, table, draft, state, Guard::Present, true)?;
+        }
+        Ok(())
+    }
+
+    fn with_parent(&mut self, node: Node, table: &str, draft: &Draft) -> Result<(), RestoreError> {
+        let mut set = vec![draft.set.as_str()];
+        for lookup in &draft.lookups {
+            // All rows are there when lookups are written.
+            if !matches!(self.fate(table, &draft.key.id, lookup, u32::MAX), Fate::Gone) {
+                set.push(&lookup.set);
+            }
+        }
+        if set.len() == 1 && draft.set.is_empty() {
+            return Ok(());
+        }
+        let action = Action::Write(WriteKind::Update);
+        let mut update = op(table, &draft.key, Step::Lookups, 0, action, Guard::Present);
+        update.set = Some(object(&set)?);
+        self.work.tables.get_mut(node.table).plan.counts.update += 1;
+        self.ops.push(node.table, &update)
+    }
+
+    fn change(&mut self, node: Node, table: &str, draft: Draft) -> Result<(), RestoreError> {
+        let rules = self.work.tables.get(node.table).rules();
+        // Only the first operation on a row can ask for the version it was planned for: it makes another.
+        let mut version = draft.etag.clone().filter(|_| rules.guards_versions);
+        let mut first = true;
+        let mut guard = move || {
+            let guard = version.take().map_or(Guard::Present, Guard::Unchanged);
+            (guard, !std::mem::replace(&mut first, false))
+        };
+        let wave = self.waves.table(node.table);
+        let (mut set, mut from) = (vec![draft.set.as_str()], vec![draft.from.as_str()]);
+        let mut waits = false;
+        for lookup in &draft.lookups {
+            match self.fate(table, &draft.key.id, lookup, wave) {
+                Fate::Gone => continue,
+                Fate::Later => waits = true,
+                Fate::Now => {}
+            }
+            set.push(&lookup.set);
+            from.push(&lookup.from);
+        }
+        let owner = match &draft.owner {
+            Some(owner) if !matches!(self.fate(table, &draft.key.id, owner, u32::MAX), Fate::Gone) => Some(owner),
+            _ => None,
+        };
+        let written = set.iter().any(|part| !part.is_empty());
+        let reopens = draft.reopen.is_some() && !written && owner.is_none();
+        if written || owner.is_some() {
+            if let Some(reopen) = &draft.reopen {
+                let (guard, follows) = guard();
+                let action = Action::Write(WriteKind::State);
+                let mut open = op(table, &draft.key, Step::Reopen, 0, action, guard);
+                (open.set, open.from) = (Some(raw(reopen.set.clone())?), Some(raw(reopen.from.clone())?));
+                open.follows = follows;
+                self.ops.push(node.table, &open)?;
+                self.work.tables.get_mut(node.table).plan.counts.state += 1;
+            }
+        }
+        if written {
+            let (guard, follows) = guard();
+            let (step, wave) = if waits { (Step::Lookups, 0) } else { (Step::Rows, wave) };
+            let mut update = op(table, &draft.key, step, wave, Action::Write(WriteKind::Update), guard);
+            (update.set, update.from, update.follows) = (Some(object(&set)?), Some(object(&from)?), follows);
+            self.ops.push(node.table, &update)?;
+            self.work.tables.get_mut(node.table).plan.counts.update += 1;
+        }
+        if let Some(owner) = owner {
+            let (guard, follows) = guard();
+            // Parents first: assigning a parent can assign its children along with it (`dataverse` protocol, section 6.7).
+            let wave = self.owner_waves.table(node.table);
+            let mut assign = op(table, &draft.key, Step::Owners, wave, Action::Write(WriteKind::Update), guard);
+            (assign.set, assign.from) = (Some(object(&[&owner.set])?), Some(object(&[&owner.from])?));
+            assign.follows = follows;
+            self.ops.push(node.table, &assign)?;
+            self.work.tables.get_mut(node.table).plan.counts.update += 1;
+        }
+        // When everything that made it necessary to open the row has fallen away, it is left as it is.
+        if let Some(state) = draft.state.as_ref().filter(|_| !reopens) {
+            let (guard, follows) = guard();
+            self.state(node, table, &draft, state, guard, follows)?;
+        }
+        if !guard().1 {
+            return Ok(());
+        }
+        self.touched.insert(node);
+        Ok(())
+    }
+
+    fn state(
+        &mut self,
+        node: Node,
+        table: &str,
+        draft: &Draft,
+        state: &Pair,
+        guard: Guard,
+        follows: bool,
+    ) -> Result<(), RestoreError> {
+        // Children first: a case with open activities cannot be closed.
+        let wave = self.waves.last() - self.waves.row(node).min(self.waves.last());
+        let mut set = op(table, &draft.key, Step::State, wave, Action::Write(WriteKind::State), guard);
+        (set.set, set.from, set.follows) = (Some(raw(state.set.clone())?), Some(raw(state.from.clone())?), follows);
+        set.close = self.close(node)?;
+        self.ops.push(node.table, &set)?;
+        self.work.tables.get_mut(node.table).plan.counts.state += 1;
+        Ok(())
+    }
+
+    /// The captured closing activity of a row, unless it is there already.
+    fn close(&mut self, node: Node) -> Result<Option<Box<RawValue>>, RestoreError> {
+        let Some(Some((_, offset))) = self.work.closing.get(&node) else { return Ok(None) };
+        let mut record = Vec::new();
+        self.work.closes.read(*offset, &mut record)?;
+        let close: Close = serde_json::from_slice(&record)
+            .map_err(|error| RestoreError::Worker(format!("a closing activity changed in the scratch folder: {error}")))?;
+        if close.live || close.node.is_some_and(|node| self.presence(node) == Presence::Live) {
+            return Ok(None);
+        }
+        let mut parts = vec![close.set.as_str()];
+        for lookup in &close.lookups {
+            if lookup.node.is_none_or(|node| self.presence(node) != Presence::Missing) {
+                parts.push(&lookup.set);
+            }
+        }
+        object(&parts).map(Some)
+    }
+
+    fn captured_parties(
+        &mut self,
+        node: Node,
+        table: &str,
+        key: &RowKey,
+    ) -> Result<Vec<Box<RawValue>>, RestoreError> {
+        let Some(parties) = self.work.parties.as_mut() else { return Ok(Vec::new()) };
+        let captured = parties.captured(node)?;
+        self.party_texts(&captured, table, key)
+    }
+
+    fn party_texts(
+        &mut self,
+        parties: &[Party],
+        table: &str,
+        key: &RowKey,
+    ) -> Result<Vec<Box<RawValue>>, RestoreError> {
+        let mut texts = Vec::new();
+        for party in parties {
+            let named = match party.who.as_ref().map(|who| who.node) {
+                Some(Some(node)) => self.presence(node) != Presence::Missing,
+                Some(None) => true,
+                None => false,
+            };
+            match parties::text_of(party, named) {
+                Ok(text) => texts.push(raw(text)?),
+                Err(why) => {
+                    let sentence = format!("a party is left out: its row is not there and it has no address ({why})");
+                    self.work.findings.row("party-lost", table, &key.id, "", sentence);
+                }
+            }
+        }
+        Ok(texts)
+    }
+
+    /// Operations on the parties of activities that exist.
+    pub(crate) fn parties(&mut self) -> Result<(), RestoreError> {
+        let mut changed: Vec<(Node, Winner)> = self.work.changed_activities.drain().collect();
+        changed.sort_unstable_by_key(|(node, _)| *node);
+        for (node, winner) in changed {
+            self.work.stopped()?;
+            let Some(parties) = self.work.parties.as_mut() else { return Ok(()) };
+            let (captured, live) = (parties.captured(node)?, parties.live(node)?);
+            if captured.is_empty() || parties::same(&captured, &live) {
+                continue;
+            }
+            let table = self.work.tables.get(node.table);
+            let name = table.name.clone();
+            let key = RowKey::new(table.ids[node.row as usize].to_string());
+            let wins = winner == Winner::Snapshot || (winner == Winner::Fill && live.is_empty());
+            let now: Vec<Box<RawValue>> =
+                live.iter().filter_map(|party| parties::text_of(party, true).ok()).map(raw).collect::<Result<_, _>>()?;
+            let wanted = self.party_texts(&captured, &name, &key)?;
+            if !wins {
+                let list = |rows: &[Box<RawValue>]| {
+                    let rows: Vec<&str> = rows.iter().map(|row| row.get()).collect();
+                    format!("[{}]", rows.join(",")).into_bytes()
+                };
+                let parties = self.work.parties.as_ref().map_or(0, |parties| parties.table);
+                let column = self.work.tables.get(parties).name.clone();
+                self.work.conflicts.add(&name, &key.id, &column, &list(&wanted), &list(&now))?;
+                self.work.tables.get_mut(node.table).plan.counts.conflicts += 1;
+                continue;
+            }
+            let action = Action::Write(WriteKind::Parties);
+            let mut replace = op(&name, &key, Step::Parties, 0, action, Guard::Present);
+            (replace.parties, replace.from_parties) = (wanted, now);
+            replace.follows = !self.touched.insert(node);
+            self.ops.push(node.table, &replace)?;
+            self.work.tables.get_mut(node.table).plan.counts.update += 1;
+        }
+        Ok(())
+    }
+
+    /// Links that are missing.
+    pub(crate) fn links(&mut self) -> Result<(), RestoreError> {
+        for (number, mut links) in std::mem::take(&mut self.work.links) {
+            let name = self.work.tables.get(number).name.clone();
+            let mut drafts = std::mem::replace(&mut links.drafts, Spill::new(&self.work.scratch)?);
+            let mut at = 0;
+            let mut counts = self.work.tables.get(number).plan.counts;
+            drafts.scan_json(|link: Link| {
+                let there = links.is_live(at);
+                at += 1;
+                if there {
+                    counts.unchanged += 1;
+                    return Ok(());
+                }
+                if let Some(node) = link.ends.iter().find(|node| self.presence(**node) == Presence::Missing) {
+                    let row = words(&self.work.tables, &self.work.outside, *node);
+                    let sentence = format!("{row} is neither there nor made");
+                    self.work.findings.row(reason::MISSING_TARGET, &name, &link.key.id, "", sentence);
+                    counts.impossible += 1;
+                    return Ok(());
+                }
+                let action = Action::Write(WriteKind::Create);
+                let mut create = op(&name, &link.key, Step::Links, 0, action, Guard::Absent);
+                create.set = Some(raw(link.set)?);
+                counts.link += 1;
+                self.ops.push(number, &create)
+            })?;
+            self.work.tables.get_mut(number).plan.counts = counts;
+            self.work.links.push((number, links));
+        }
+        Ok(())
+    }
+
+    /// Files, images, notes and attachments of a table.
+    pub(crate) fn pieces(&mut self, number: u16) -> Result<(), RestoreError> {
+        let Some(mut pieces) = self.work.pieces.take(number) else { return Ok(()) };
+        let name = self.work.tables.get(number).name.clone();
+        pieces.scan_json(|piece: Piece| {
+            let node = Node { table: number, row: piece.row };
+            let presence = self.presence(node);
+            if presence == Presence::Missing {
+                return Ok(());
+            }
+            let action = if piece.upload { Action::Upload } else { Action::Clear };
+            let mut upload = op(&name, &piece.key, Step::Content, 0, action, Guard::Present);
+            upload.content = Some(piece.content);
+            upload.follows = presence == Presence::Planned || !self.touched.insert(node);
+            self.work.tables.get_mut(number).plan.counts.content += 1;
+            self.ops.push(number, &upload)
+        })
+    }
+}
+
+/// An operation on a row that an earlier operation made.
+fn follow(table: &str, key: &RowKey, step: Step, wave: u32, kind: WriteKind) -> Op {
+    Op { follows: true, ..op(table, key, step, wave, Action::Write(kind), Guard::Present) }
+}

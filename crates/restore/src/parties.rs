@@ -1,0 +1,306 @@
+//! Parties of activities: written along with their activity, or replaced as a whole.
+//!
+//! (`dataverse` protocol, section 6.4.) The parties that the service derives from the regarding row and the owner are neither
+//! compared nor written. A party whose row is gone keeps its address; without one there is nothing to write, and the plan
+//! says so (test case T64).
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dynavault_model::{Call, Row, RowId, RowSource, RowTarget, TableRules};
+use serde::{Deserialize, Serialize};
+
+use crate::captured::Captured;
+use crate::compare::{NULL, Winner, reference, text, value};
+use crate::draft::{Lookup, push_member};
+use crate::error::RestoreError;
+use crate::live::{State, by_key_is_cheaper, existing_rows, gather};
+use crate::project::reason;
+use crate::resolve::{Led, Resolver};
+use crate::spill::Spill;
+use crate::tables::{Role, Table, Tables};
+use crate::waves::Node;
+
+const PARTY: &str = "_partyid_value";
+const MASK: &str = "participationtypemask";
+const ADDRESS: &str = "addressused";
+/// Members of a party that are written beside the row it names.
+const WRITTEN: [&str; 3] = [MASK, ADDRESS, "effort"];
+/// Parties that the service derives: the regarding row and the owner.
+const DERIVED: [&[u8]; 2] = [b"8", b"9"];
+
+/// One party.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Party {
+    /// Members without the row it names, without braces.
+    pub(crate) plain: String,
+    pub(crate) who: Option<Lookup>,
+    /// Why it names nobody although the captured party does.
+    pub(crate) lost: Option<String>,
+    pub(crate) addressed: bool,
+    /// What two parties that are the same share.
+    pub(crate) identity: String,
+}
+
+/// The parties of the plan's activities, and those of the live ones that may differ.
+#[derive(Debug)]
+pub(crate) struct Parties {
+    pub(crate) table: u16,
+    captured: Spill,
+    live: Spill,
+    captured_index: Vec<(Node, u64)>,
+    live_index: Vec<(Node, u64)>,
+}
+
+impl Parties {
+    /// The captured parties of an activity.
+    pub(crate) fn captured(&mut self, activity: Node) -> Result<Vec<Party>, RestoreError> {
+        read(&mut self.captured, &self.captured_index, activity)
+    }
+
+    /// Its live parties.
+    pub(crate) fn live(&mut self, activity: Node) -> Result<Vec<Party>, RestoreError> {
+        read(&mut self.live, &self.live_index, activity)
+    }
+}
+
+fn read(spill: &mut Spill, index: &[(Node, u64)], activity: Node) -> Result<Vec<Party>, RestoreError> {
+    let from = index.partition_point(|(node, _)| *node < activity);
+    let mut record = Vec::new();
+    let mut parties = Vec::new();
+    for (_, offset) in index[from..].iter().take_while(|(node, _)| *node == activity) {
+        spill.read(*offset, &mut record)?;
+        let party = serde_json::from_slice(&record)
+            .map_err(|error| RestoreError::Worker(format!("a party changed in the scratch folder: {error}")))?;
+        parties.push(party);
+    }
+    Ok(parties)
+}
+
+/// Whether two lists of parties say the same.
+pub(crate) fn same(a: &[Party], b: &[Party]) -> bool {
+    let sorted = |parties: &[Party]| {
+        let mut identities: Vec<String> = parties.iter().map(|party| party.identity.clone()).collect();
+        identities.sort_unstable();
+        identities
+    };
+    sorted(a) == sorted(b)
+}
+
+/// Number of the table of parties, and the member that names their activity.
+pub(crate) fn table_of(tables: &Tables) -> Option<(u16, String)> {
+    (0..tables.len()).find_map(|number| match &tables.get(number).role {
+        Role::Along(parent) => Some((number, parent.clone())),
+        _ => None,
+    })
+}
+
+/// Reads the parties of the plan's activities; `changed` are the activities that exist and differ.
+pub(crate) struct Reading<'a> {
+    pub(crate) captured: &'a Captured,
+    pub(crate) source: &'a dyn RowSource,
+    pub(crate) target: &'a dyn RowTarget,
+    pub(crate) changed: &'a HashMap<Node, Winner>,
+    pub(crate) scratch: &'a std::path::Path,
+    pub(crate) call: &'a Call,
+}
+
+impl Reading<'_> {
+    pub(crate) fn parties(
+        &self,
+        number: u16,
+        parent: &str,
+        mut resolver: Resolver<'_>,
+    ) -> Result<Parties, RestoreError> {
+        let tables = resolver.tables;
+        let table = tables.get(number);
+        let rules = Arc::clone(table.rules());
+        let mut parties = Parties {
+            table: number,
+            captured: Spill::new(self.scratch)?,
+            live: Spill::new(self.scratch)?,
+            captured_index: Vec::new(),
+            live_index: Vec::new(),
+        };
+        let mut keys: Vec<RowId> = Vec::new();
+        self.captured.all(usize::from(number), |id, row| {
+            let Some(activity) = activity(tables, parent, row) else { return Ok(()) };
+            let wanted = match tables.get(activity.table).state(activity.row) {
+                State::Absent | State::Binned => true,
+                State::Differs(_) => self.changed.contains_key(&activity),
+                State::Same | State::Unmade => false,
+            };
+            if let Some(party) = wanted.then(|| party(row, &rules, Some(&mut resolver))).flatten() {
+                parties.captured_index.push((activity, parties.captured.push_json(&party)?));
+                if self.changed.contains_key(&activity) {
+                    keys.push(id);
+                }
+            }
+            Ok(())
+        })?;
+        parties.captured_index.sort_unstable();
+        if !self.changed.is_empty() {
+            self.live(tables, table, parent, &keys, &mut parties)?;
+        }
+        Ok(parties)
+    }
+
+    /// Reads the live parties. By id, parties that were added since are not seen: they do not make a difference then.
+    fn live(
+        &self,
+        tables: &Tables,
+        table: &Table,
+        parent: &str,
+        keys: &[RowId],
+        parties: &mut Parties,
+    ) -> Result<(), RestoreError> {
+        let rows = Arc::new(Mutex::new(Spill::new(self.scratch)?));
+        let kept = Arc::clone(&rows);
+        // Which of the live parties are wanted is known by their activities.
+        let mut wanted: Vec<(RowId, Node)> = Vec::with_capacity(self.changed.len());
+        for node in self.changed.keys() {
+            if let Some(id) = tables.get(node.table).ids.get(node.row as usize) {
+                wanted.push((*id, *node));
+            }
+        }
+        wanted.sort_unstable();
+        let (member, rules) = (parent.to_string(), Arc::clone(table.rules()));
+        let key = table.target().key.first().cloned().unwrap_or_default();
+        let make = move |row: &Row<'_>| {
+            let id = row.get(&key).map(|value| RowId::of_key(&[value]));
+            let activity = row.get(&member).and_then(text).and_then(|text| RowId::from_guid(text.as_bytes()));
+            let at = activity.and_then(|activity| wanted.binary_search_by_key(&activity, |(id, _)| *id).ok());
+            let (Some(id), Some(at), Some(party)) = (id, at, party(row, &rules, None)) else { return Ok(None) };
+            let offset = kept.lock().unwrap_or_else(PoisonError::into_inner).push_json(&party)?;
+            Ok(Some((id, wanted[at].1, offset)))
+        };
+        let approximate = self.captured.table(usize::from(parties.table)).live_rows;
+        let handle = &self.captured.handle;
+        let mut found = if by_key_is_cheaper(table.target(), keys.len() as u64, approximate) {
+            handle.block_on(existing_rows(self.target, table.target(), keys, make, self.call))?
+        } else {
+            handle.block_on(gather(self.source, table.target(), make, self.call))?
+        };
+        // Of two deliveries the last counts.
+        found.reverse();
+        found.sort_by_key(|(id, _, _)| *id);
+        found.dedup_by_key(|(id, _, _)| *id);
+        parties.live_index = found.into_iter().map(|(_, node, offset)| (node, offset)).collect();
+        parties.live_index.sort_unstable();
+        let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::swap(&mut parties.live, &mut rows);
+        Ok(())
+    }
+}
+
+fn activity(tables: &Tables, parent: &str, row: &Row<'_>) -> Option<Node> {
+    tables.activity(RowId::from_guid(text(row.get(parent)?)?.as_bytes())?)
+}
+
+/// Reads a party; none when the service derives it.
+fn party(row: &Row<'_>, rules: &TableRules, resolver: Option<&mut Resolver<'_>>) -> Option<Party> {
+    let mask = value(row, MASK);
+    if DERIVED.contains(&mask) {
+        return None;
+    }
+    let mut plain = String::new();
+    for member in WRITTEN {
+        if let Some(value) = row.get(member).filter(|value| *value != NULL) {
+            push_member(&mut plain, member, value);
+        }
+    }
+    let reference = reference(row, PARTY, rules.column(PARTY));
+    let addressed = value(row, ADDRESS) != NULL;
+    let mut lost = None;
+    let mut who = None;
+    let mut named = String::new();
+    if let Some(reference) = &reference {
+        let led = match resolver {
+            Some(resolver) => resolver.lead(reference),
+            None => Ok(Led { id: reference.id, node: None }),
+        };
+        match led {
+            Ok(led) => {
+                let mut set = String::new();
+                push_member(&mut set, PARTY, format!("\"{}\"", led.id).as_bytes());
+                if let Some(table) = &reference.table {
+                    let annotation = format!("{PARTY}@Microsoft.Dynamics.CRM.lookuplogicalname");
+                    push_member(&mut set, &annotation, serde_json::Value::from(table.as_str()).to_string().as_bytes());
+                }
+                named = led.id.to_string();
+                who = Some(Lookup { member: PARTY.into(), set, from: String::new(), node: led.node, later: false });
+            }
+            Err(code) => {
+                let table = reference.table.as_deref().unwrap_or("row");
+                lost = Some(format!("{code}: {table} {}", reference.id));
+            }
+        }
+    }
+    let address = if named.is_empty() { String::from_utf8_lossy(value(row, ADDRESS)) } else { "".into() };
+    let identity = format!("{}/{named}/{address}", String::from_utf8_lossy(mask));
+    Some(Party { plain, who, lost, addressed, identity })
+}
+
+/// The party as it is written, given whether its row can be named; otherwise why it is left out.
+pub(crate) fn text_of(party: &Party, can_be_named: bool) -> Result<String, String> {
+    match &party.who {
+        Some(who) if can_be_named => {
+            let comma = if party.plain.is_empty() { "" } else { "," };
+            Ok(format!("{{{}{comma}{}}}", party.plain, who.set))
+        }
+        _ if party.addressed => Ok(format!("{{{}}}", party.plain)),
+        Some(_) => Err(reason::MISSING_TARGET.into()),
+        None => Err(party.lost.clone().unwrap_or_else(|| reason::NO_TARGET.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dynavault_model::{Treatment, scan};
+
+    fn rules() -> TableRules {
+        TableRules {
+            table: "activityparty".into(),
+            treatment: Treatment::Along { parent: "_activityid_value".into() },
+            columns: Vec::new(),
+            state: None,
+            owner: None,
+            created_on: None,
+            created_by: None,
+            guards_versions: false,
+            parents: Vec::new(),
+            is_activity: false,
+        }
+    }
+
+    fn read(json: &str) -> Option<Party> {
+        let mut members = Vec::new();
+        scan(json.as_bytes(), &mut members).unwrap();
+        party(&Row::new(json.as_bytes(), &members), &rules(), None)
+    }
+
+    const NAMED: &str = r#"{"participationtypemask":2,"addressused":"a@x","effort":null,"_partyid_value":"0fe1c2d3-a4b5-46c7-88d9-eafb0c1d2e3f","_partyid_value@Microsoft.Dynamics.CRM.lookuplogicalname":"contact"}"#;
+
+    #[test]
+    fn a_party_whose_row_is_gone_keeps_its_address() {
+        let party = read(NAMED).unwrap();
+        assert_eq!(
+            text_of(&party, true).unwrap(),
+            r#"{"participationtypemask":2,"addressused":"a@x","_partyid_value":"0fe1c2d3-a4b5-46c7-88d9-eafb0c1d2e3f","_partyid_value@Microsoft.Dynamics.CRM.lookuplogicalname":"contact"}"#
+        );
+        assert_eq!(text_of(&party, false).unwrap(), r#"{"participationtypemask":2,"addressused":"a@x"}"#);
+        let silent = read(&NAMED.replace("\"a@x\"", "null")).unwrap();
+        assert_eq!(text_of(&silent, false).unwrap_err(), "missing-target");
+    }
+
+    #[test]
+    fn derived_parties_are_no_part_of_the_comparison() {
+        assert_eq!(read(&NAMED.replace(":2,", ":9,")), None);
+        let (a, b) = (read(NAMED).unwrap(), read(&NAMED.replace("a@x", "b@x")).unwrap());
+        let other = read(&NAMED.replace(":2,", ":3,")).unwrap();
+        assert!(same(&[a.clone(), other.clone()], &[other.clone(), b]));
+        assert!(!same(&[a.clone()], &[other]));
+        assert!(!same(&[a.clone(), a.clone()], &[a]));
+    }
+}

@@ -1,0 +1,368 @@
+//! The pass over the captured rows of the plan: each is compared with its live row and, where something has to be written,
+//! leaves a draft. After it, all that decides about order and feasibility is known: which rows will be made, and which rows
+//! they name.
+
+use std::sync::Arc;
+
+use dynavault_model::{Ability, Birth, ColumnRule, Row, StateRule};
+
+use crate::compare::{Winner, integer, reference, text, value, winner};
+use crate::draft::{Draft, Drafting, Kind, Need, push_member};
+use crate::error::RestoreError;
+use crate::live::{Packed, State};
+use crate::links;
+use crate::parties;
+use crate::pieces::{self, Wish};
+use crate::resolve::{Resolver, Presence};
+use crate::spill::Spill;
+use crate::tables::{ColumnIndex, Role, with_row};
+use crate::waves::Node;
+use crate::work::{Close, Work};
+
+/// What happened to the rows of a table.
+#[derive(Default)]
+struct Passed {
+    unmade: Vec<Node>,
+    needs: Vec<(Node, Need)>,
+    closing: Vec<Node>,
+    wishes: Vec<(Node, u16)>,
+    unchanged: u64,
+    conflicts: u64,
+    impossible: u64,
+}
+
+impl Work {
+    /// Drafts the rows of a table.
+    pub(crate) fn draft_table(&mut self, number: u16) -> Result<(), RestoreError> {
+        self.stopped()?;
+        let mut drafts = Spill::new(&self.scratch)?;
+        let table = self.tables.get_mut(number);
+        let (rules, target) = (Arc::clone(table.rules()), Arc::clone(table.target()));
+        let source = table.source.take().expect("schemas of planned tables are read first");
+        let mut live = table.live.take();
+        let mut not_written = std::mem::take(&mut table.not_written);
+        let name = table.name.clone();
+        let ids = Arc::clone(&table.ids);
+        let mut passed = Passed::default();
+        let mut record = Vec::new();
+        let content: Vec<(usize, Option<u16>)> = source
+            .content
+            .iter()
+            .enumerate()
+            .map(|(at, column)| {
+                let there = target.content.iter().position(|other| other.column == column.column);
+                (at, there.map(|place| place as u16))
+            })
+            .collect();
+        let mut drafting = Drafting {
+            name: &name,
+            rules: &rules,
+            columns: ColumnIndex::new(&rules),
+            source: &source,
+            allowed: &self.columns,
+            resolver: Resolver { tables: &self.tables, mapping: &mut self.mapping, outside: &mut self.outside },
+            findings: &mut self.findings,
+            not_written: &mut not_written,
+            keeps_created_on: self.abilities.created_on == Ability::Granted,
+        };
+        let (conflicts, pieces, activities) = (&mut self.conflicts, &mut self.pieces, &mut self.changed_activities);
+        self.captured.each(usize::from(number), &ids, |at, row| {
+            let node = Node { table: number, row: at as u32 };
+            let state = drafting.resolver.tables.get(number).state(node.row);
+            let offset = match state {
+                State::Same => {
+                    passed.unchanged += 1;
+                    return Ok(());
+                }
+                State::Unmade => return Ok(()),
+                State::Differs(offset) => offset,
+                State::Absent | State::Binned => {
+                    let birth = self.target.birth(&rules, row);
+                    // What comes into being by another way is not lost.
+                    let elsewhere = matches!(birth, Birth::ByState(_) | Birth::Mirrored(_));
+                    let made = make(&mut drafting, node, row, birth, state == State::Binned);
+                    let Some((draft, needs)) = made else {
+                        passed.unmade.push(node);
+                        passed.impossible += u64::from(!elsewhere);
+                        return Ok(());
+                    };
+                    passed.needs.extend(needs.into_iter().map(|need| (node, need)));
+                    if draft.state.is_some() && closes(rules.state.as_ref(), row) {
+                        passed.closing.push(node);
+                    }
+                    for (at, place) in &content {
+                        let column = &source.content[*at];
+                        if pieces::of_created(row, column) == Wish::Upload {
+                            match place {
+                                Some(place) => passed.wishes.push((node, *place)),
+                                None => drafting.findings.row(
+                                    "missing-column",
+                                    &name,
+                                    &draft.key.id,
+                                    &column.column,
+                                    "the environment does not have the column",
+                                ),
+                            }
+                        }
+                    }
+                    return drafts.push_json(&draft).map(|_| ());
+                }
+            };
+            let Some(live) = live.as_mut() else { return Ok(()) };
+            live.read(offset, &mut record)?;
+            with_row(&record, &name, |live| {
+                let winner = winner(self.conflict, row, live);
+                let mut left = Vec::new();
+                let id = ids[at].to_string();
+                let changed = drafting.changed(node.row, row, live, winner, |conflict| {
+                    left.push((conflict.member.to_string(), conflict.captured.to_vec(), conflict.live.to_vec()));
+                });
+                let mut touched = changed.is_some();
+                for (at, place) in &content {
+                    let column = &source.content[*at];
+                    let Some(place) = place.filter(|_| self.columns.allow(&column.column, &column.column)) else {
+                        continue;
+                    };
+                    match pieces::of_existing(row, live, column, winner) {
+                        Wish::Nothing => {}
+                        Wish::Upload => {
+                            touched = true;
+                            passed.wishes.push((node, place));
+                        }
+                        Wish::Remove => {
+                            touched = true;
+                            if let Some(key) = crate::settle::key_of(&source.key, row) {
+                                pieces.remove(node, &key, &column.column)?;
+                            }
+                        }
+                        Wish::Conflict => {
+                            let member = &column.version_member;
+                            left.push((
+                                column.column.clone(),
+                                value(row, member).to_vec(),
+                                value(live, member).to_vec(),
+                            ));
+                        }
+                    }
+                }
+                if rules.is_activity {
+                    activities.insert(node, winner);
+                }
+                passed.unchanged += u64::from(!touched && left.is_empty());
+                passed.conflicts += left.len() as u64;
+                for (member, captured, live) in left {
+                    conflicts.add(&name, &id, &member, &captured, &live)?;
+                }
+                if let Some((draft, needs)) = changed {
+                    passed.needs.extend(needs.into_iter().map(|(to, _, _)| (node, (to, false, false))));
+                    if draft.state.is_some() && closes(rules.state.as_ref(), row) && winner == Winner::Snapshot {
+                        passed.closing.push(node);
+                    }
+                    drafts.push_json(&draft)?;
+                }
+                Ok(())
+            })
+        })?;
+        for (node, place) in passed.wishes.drain(..) {
+            self.pieces.want(node, place);
+        }
+        self.closing.extend(passed.closing.drain(..).map(|node| (node, None)));
+        let table = self.tables.get_mut(number);
+        for node in &passed.unmade {
+            table.states[node.row as usize] = Packed::UNMADE;
+        }
+        table.source = Some(source);
+        table.live = live;
+        table.not_written = not_written;
+        table.drafts = Some(drafts);
+        table.plan.counts.unchanged += passed.unchanged;
+        table.plan.counts.conflicts += passed.conflicts;
+        table.plan.counts.impossible += passed.impossible;
+        for (from, (to, required, hard)) in passed.needs {
+            let created = !self.tables.get(from.table).states[from.row as usize].is_live();
+            if created && to.table < self.tables.len() {
+                self.edges.add(from, to, hard);
+            }
+            if created && required {
+                self.required.push((from, to));
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the newest captured activity that closed each row whose state is set by a message.
+    pub(crate) fn find_closes(&mut self) -> Result<(), RestoreError> {
+        let mut kinds: Vec<(u16, u16, String)> = Vec::new();
+        for node in self.closing.keys() {
+            let rules = self.tables.get(node.table).rules();
+            if let Some((close_table, member)) = rules.state.as_ref().and_then(|state| state.close_table.clone())
+                && let Some(number) = self.tables.number(&close_table)
+                && self.tables.get(number).rules.is_some()
+                && !kinds.iter().any(|(table, _, _)| *table == node.table)
+            {
+                kinds.push((node.table, number, member));
+            }
+        }
+        for (closed, number, member) in kinds {
+            self.find_closes_of(closed, number, &member)?;
+        }
+        Ok(())
+    }
+
+    fn find_closes_of(&mut self, closed: u16, number: u16, member: &str) -> Result<(), RestoreError> {
+        let table = self.tables.get_mut(number);
+        let rules = Arc::clone(table.rules());
+        let Some(source) = table.source.take() else { return Ok(()) };
+        let name = table.name.clone();
+        let columns = ColumnIndex::new(&rules);
+        // What cannot be written of a closing activity is no loss worth a line of its own.
+        let mut findings = crate::findings::Findings::default();
+        let mut not_written = crate::findings::NotWritten::default();
+        let mut drafting = Drafting {
+            name: &name,
+            rules: &rules,
+            columns,
+            source: &source,
+            allowed: &self.columns,
+            resolver: Resolver { tables: &self.tables, mapping: &mut self.mapping, outside: &mut self.outside },
+            findings: &mut findings,
+            not_written: &mut not_written,
+            keeps_created_on: self.abilities.created_on == Ability::Granted,
+        };
+        let (closing, closes) = (&mut self.closing, &mut self.closes);
+        let read = self.captured.all(usize::from(number), |_, row| {
+            let rule: Option<&ColumnRule> = rules.column(member);
+            let Some(parent) = reference(row, member, rule) else { return Ok(()) };
+            let Ok(at) = drafting.resolver.tables.get(closed).ids.binary_search(&parent.id) else { return Ok(()) };
+            let node = Node { table: closed, row: at as u32 };
+            let Some(found) = closing.get_mut(&node) else { return Ok(()) };
+            let created = row.get("createdon").and_then(text).unwrap_or_default();
+            if found.as_ref().is_some_and(|(newest, _)| *newest >= created) {
+                return Ok(());
+            }
+            let Ok((draft, _)) = drafting.created(0, row, Kind::Create) else { return Ok(()) };
+            let mut set = String::new();
+            for key in &source.key {
+                push_member(&mut set, key, value(row, key));
+            }
+            if !draft.set.is_empty() {
+                set.push(',');
+                set.push_str(&draft.set);
+            }
+            let id = source.row_id(row);
+            let own = id.and_then(|id| {
+                let own = crate::compare::Reference { id, table: Some(name.clone()) };
+                drafting.resolver.lead(&own).ok()
+            });
+            let close = Close {
+                created: created.clone(),
+                set,
+                lookups: draft.lookups,
+                live: own.is_some_and(|own| own.node.is_none()),
+                node: own.and_then(|own| own.node),
+            };
+            *found = Some((created, closes.push_json(&close)?));
+            Ok(())
+        });
+        self.tables.get_mut(number).source = Some(source);
+        read
+    }
+
+    /// Drafts the links of the plan and looks which exist.
+    pub(crate) fn draft_links(&mut self) -> Result<(), RestoreError> {
+        for number in 0..self.tables.len() {
+            let Role::Links { first, second } = self.tables.get(number).role.clone() else { continue };
+            if self.tables.get(number).ids.is_empty() && !(self.mirror && self.tables.get(number).whole) {
+                continue;
+            }
+            self.stopped()?;
+            let mut resolver =
+                Resolver { tables: &self.tables, mapping: &mut self.mapping, outside: &mut self.outside };
+            let table = self.tables.get(number);
+            let ends = (&first, &second);
+            let findings = &mut self.findings;
+            let mut links =
+                links::drafts(&self.captured, number, table, ends, &mut resolver, findings, &self.scratch)?;
+            let others = self.mirror && table.whole;
+            let (ids, rows) = (table.ids.len() as u64, self.captured.table(usize::from(number)).live_rows);
+            let handle = self.captured.handle.clone();
+            let (source, target) = (Arc::clone(&self.source), Arc::clone(&self.target));
+            if !others && self.mapping.identity && crate::live::by_key_is_cheaper(table.target(), ids, rows) {
+                let read = crate::live::existing(target.as_ref(), table.target(), &table.ids, &self.call);
+                let live = handle.block_on(read)?;
+                links::compared_by_id(&mut links, &live)?;
+            } else {
+                let ends = (first, second);
+                let read =
+                    links::compare(source.as_ref(), table, ends, &mut links, others, &self.scratch, &self.call);
+                handle.block_on(read)?;
+            }
+            self.links.push((number, links));
+        }
+        Ok(())
+    }
+
+    /// Reads the parties of the plan's activities.
+    pub(crate) fn read_parties(&mut self) -> Result<(), RestoreError> {
+        let Some((number, parent)) = parties::table_of(&self.tables) else { return Ok(()) };
+        let activities = |number: &u16| self.tables.get(*number).rules().is_activity;
+        if !self.tables.with_rows().iter().any(activities) {
+            return Ok(());
+        }
+        let name = self.tables.get(number).name.clone();
+        if !self.columns.allow(&name, &name) {
+            self.changed_activities.clear();
+        }
+        let (source, target) = (Arc::clone(&self.source), Arc::clone(&self.target));
+        let reading = parties::Reading {
+            captured: &self.captured,
+            source: source.as_ref(),
+            target: target.as_ref(),
+            changed: &self.changed_activities,
+            scratch: &self.scratch,
+            call: &self.call,
+        };
+        let resolver = Resolver { tables: &self.tables, mapping: &mut self.mapping, outside: &mut self.outside };
+        self.parties = Some(reading.parties(number, &parent, resolver)?);
+        Ok(())
+    }
+}
+
+/// Whether the captured state is one that a row is brought into by closing it.
+fn closes(rule: Option<&StateRule>, row: &Row<'_>) -> bool {
+    rule.is_some_and(|rule| rule.close_table.is_some() && integer(value(row, &rule.state)) != Some(rule.initial))
+}
+
+/// The draft of a row that is not there; none when it does not come into being by this plan, which has been reported.
+fn make(
+    drafting: &mut Drafting<'_>,
+    node: Node,
+    row: &Row<'_>,
+    birth: Birth,
+    binned: bool,
+) -> Option<(Draft, Vec<Need>)> {
+    let parent = if let Birth::WithParent(member) = &birth { Some(member.clone()) } else { None };
+    let id = drafting.resolver.tables.get(node.table).ids[node.row as usize];
+    if drafting.is_written(birth, id) == Some(false) {
+        return None;
+    }
+    let Some(parent) = parent else {
+        let kind = if binned { Kind::Undelete } else { Kind::Create };
+        return drafting.created(node.row, row, kind).ok();
+    };
+    let rule = drafting.rules.column(&parent);
+    let named = reference(row, &parent, rule).and_then(|reference| drafting.resolver.lead(&reference).ok());
+    let to = named.and_then(|led| led.node).filter(|to| to.table < drafting.resolver.tables.len());
+    let Some(to) = to.filter(|to| is_planned(&drafting.resolver, *to)) else {
+        let sentence = format!("the row comes into being with the row in {parent}, which the plan does not make");
+        drafting.findings.row("with-parent", drafting.name, &id.to_string(), "", sentence);
+        return None;
+    };
+    let (draft, mut needs) = drafting.created(node.row, row, Kind::WithParent).ok()?;
+    needs.push((to, true, true));
+    Some((draft, needs))
+}
+
+fn is_planned(resolver: &Resolver<'_>, node: Node) -> bool {
+    crate::resolve::presence(resolver.tables, resolver.outside, node) == Presence::Planned
+}
