@@ -13,7 +13,9 @@ mod birth;
 pub(crate) mod state;
 mod treatment;
 
-use dynavault_model::{Column, ColumnKind, ColumnRule, ContentColumn, Relationship, TableRules, TableSchema};
+use dynavault_model::{
+    Column, ColumnKind, ColumnRule, ContentColumn, ContentKind, Relationship, TableRules, TableSchema,
+};
 
 use crate::definition::{Attribute, Definition};
 
@@ -42,8 +44,9 @@ const SERVER_SET: &[&str] = &[
 const AUTHORSHIP: &[&str] = &["createdby", "createdonbehalfby", "modifiedby", "modifiedonbehalfby"];
 /// Column that takes the original creation time.
 const CREATED_ON_TAKER: &str = "overriddencreatedon";
-/// What the service keeps beside a file or an image (section 7).
-const CONTENT_COMPANIONS: &[&str] = &["id", "_timestamp", "_url", "_name"];
+/// Ends of the names of what the service keeps beside a file, and beside an image (sections 7.1 and 7.2).
+const FILE_COMPANIONS: &[&str] = &["_name"];
+const IMAGE_COMPANIONS: &[&str] = &["id", "_timestamp", "_url"];
 
 /// The rules of a table. Pure.
 pub(crate) fn rules(schema: &TableSchema) -> TableRules {
@@ -143,9 +146,14 @@ fn refused(
     attribute: Option<&Attribute>,
 ) -> Option<&'static str> {
     let is_content = schema.content.iter().any(|content| {
+        let companions = match content.kind {
+            ContentKind::File => FILE_COMPANIONS,
+            ContentKind::Image => IMAGE_COMPANIONS,
+            ContentKind::Base64Body => &[],
+        };
         let rest = name.strip_prefix(content.column.as_str());
-        rest.is_some_and(|rest| rest.is_empty() || CONTENT_COMPANIONS.contains(&rest))
-            || (content.presence_member == name && content.presence_member != content.version_member)
+        rest.is_some_and(|rest| rest.is_empty() || companions.contains(&rest))
+            || (content.kind == ContentKind::Base64Body && content.presence_member == name)
     });
     // Several attachments may share one body, which the service keeps in a row of its own: it comes with the upload.
     if is_content || (table == "activitymimeattachment" && name == "attachmentid") {

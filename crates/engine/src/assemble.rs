@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use dynavault_catalog::Catalog;
 use dynavault_ce::{DataverseSource, DataverseTarget, SourceOptions};
-use dynavault_identity::{AppIdentity, Credential, TokenSource, token_source};
+use dynavault_identity::{AppIdentity, Credential, MemoryTokenStore, TokenSource, token_source};
 use dynavault_model::{Clock, FaultKind, RowSource, RowTarget};
 use dynavault_odata::{Client, ClientConfig};
 use dynavault_store::{
@@ -16,8 +16,9 @@ use dynavault_vault::{Identities, Recipients, Vault};
 use url::Url;
 
 use crate::clock::SystemClock;
-use crate::config::{AuthConfig, CredentialConfig, EnvironmentConfig, EnvironmentKind, ProfileConfig};
+use crate::config::{AuthConfig, EnvironmentConfig, EnvironmentKind};
 use crate::failure::Failure;
+use crate::profile::certificate;
 use crate::{Config, TOOL};
 
 /// Path of the Web API below an environment's address (`dataverse` protocol, section 1.1: pin a version).
@@ -27,6 +28,8 @@ const WEB_API: &str = "/api/data/v9.2/";
 pub struct Engine {
     config: Config,
     clock: Arc<dyn Clock>,
+    /// Sign-ins that are kept in memory, where the configuration wants that.
+    sign_ins: Arc<MemoryTokenStore>,
 }
 
 /// Whether the vault may be made when it is not there.
@@ -47,17 +50,10 @@ enum Access {
     Write,
 }
 
-fn unsupported(what: &str) -> Failure {
-    Failure::usage(
-        format!("{what} is not supported by this version"),
-        "use client-secret, workload-identity or managed-identity",
-    )
-}
-
 impl Engine {
     /// An engine over a checked configuration.
     pub fn new(config: Config) -> Self {
-        Self { config, clock: Arc::new(SystemClock::new()) }
+        Self { config, clock: Arc::new(SystemClock::new()), sign_ins: Arc::default() }
     }
 
     /// The configuration.
@@ -67,6 +63,10 @@ impl Engine {
 
     pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
+    }
+
+    pub(crate) fn sign_ins_in_memory(&self) -> Arc<MemoryTokenStore> {
+        Arc::clone(&self.sign_ins)
     }
 
     /// Path of the catalog: configured, else in the user's state folder.
@@ -98,11 +98,22 @@ impl Engine {
         }
     }
 
-    pub(crate) async fn store(&self, use_: VaultUse) -> Result<Arc<dyn BlobStore>, Failure> {
+    /// Where the vault is: as written, else at the storage address of its cloud.
+    pub(crate) fn vault_location(&self) -> Result<VaultLocation, Failure> {
         let vault = &self.config.vault;
         let url = vault.url.resolve("vault.url")?;
         let endpoint = vault.endpoint.as_ref().map(|text| text.resolve("vault.endpoint")).transpose()?;
         match parse_vault_url(&url, endpoint.as_deref())? {
+            VaultLocation::Azure(location) if endpoint.is_none() => {
+                let endpoint = format!("https://{}.{}", location.account, vault.cloud.storage_suffix());
+                Ok(parse_vault_url(&url, Some(&endpoint))?)
+            }
+            location => Ok(location),
+        }
+    }
+
+    pub(crate) async fn store(&self, use_: VaultUse) -> Result<Arc<dyn BlobStore>, Failure> {
+        match self.vault_location()? {
             VaultLocation::Folder(path) => {
                 let missing = if use_ == VaultUse::Write { MissingRoot::Create } else { MissingRoot::Refuse };
                 Ok(Arc::new(FolderStore::open(path, missing, Arc::clone(&self.clock)).await?))
@@ -122,7 +133,7 @@ impl Engine {
             ));
         };
         let app = |tenant: String, client_id: String, credential: Credential, authority: Option<String>| {
-            let authority = authority.unwrap_or_else(|| dynavault_identity::PUBLIC_AUTHORITY.to_string());
+            let authority = authority.unwrap_or_else(|| self.config.vault.cloud.authority().to_string());
             self.token_source("vault.auth", tenant, client_id, credential, &authority, STORAGE_SCOPE)
                 .map(AzureAuth::Token)
         };
@@ -136,7 +147,12 @@ impl Engine {
                 Credential::ClientSecret { secret: secret.resolve("vault.auth.secret")? },
                 authority.as_ref().map(|text| text.resolve("vault.auth.authority")).transpose()?,
             ),
-            AuthConfig::ClientCertificate { .. } => Err(unsupported("vault.auth of kind client-certificate")),
+            AuthConfig::ClientCertificate { tenant, client_id, certificate: file, password, authority } => app(
+                tenant.resolve("vault.auth.tenant")?,
+                client_id.resolve("vault.auth.client_id")?,
+                Credential::ClientCertificate { certificate: certificate("vault.auth", file, password.as_ref())? },
+                authority.as_ref().map(|text| text.resolve("vault.auth.authority")).transpose()?,
+            ),
             AuthConfig::WorkloadIdentity { tenant, client_id, token_file } => {
                 let resolve = |text: &Option<crate::Text>, what: &str, variable: &str| match text {
                     Some(text) => text.resolve(what),
@@ -207,23 +223,6 @@ impl Engine {
         })
     }
 
-    fn credential(profile: &ProfileConfig) -> Result<Credential, Failure> {
-        let what = format!("profile {}: credential", profile.name);
-        match &profile.credential {
-            CredentialConfig::ClientSecret { secret } => {
-                Ok(Credential::ClientSecret { secret: secret.resolve(&format!("{what}.secret"))? })
-            }
-            CredentialConfig::WorkloadIdentity { token_file } => {
-                Ok(Credential::WorkloadIdentity { token_file: token_file.clone() })
-            }
-            CredentialConfig::ManagedIdentity {} => Ok(Credential::ManagedIdentity { client_id: None }),
-            CredentialConfig::ClientCertificate { .. } => {
-                Err(unsupported(&format!("{what} of kind client-certificate")))
-            }
-            CredentialConfig::Delegated {} => Err(unsupported(&format!("{what} of kind delegated"))),
-        }
-    }
-
     /// The reading side of an environment.
     pub(crate) fn source(&self, environment: &EnvironmentConfig) -> Result<Arc<dyn RowSource>, Failure> {
         Ok(Arc::new(self.dataverse(environment, &environment.profiles, Access::Read)?))
@@ -256,27 +255,31 @@ impl Engine {
                 "this version backs up Dataverse (kind ce)",
             ));
         }
-        let url = environment.url.resolve(&format!("environment {name}: url"))?;
-        let url = crate::config::check_address(&format!("environment {name}: url"), &url)?;
-        let origin = url.origin().ascii_serialization();
+        let resource = resource_of(environment)?;
         let mut users = Vec::new();
         for profile in profiles {
             let Some(profile) = self.config.profile(profile) else { continue };
-            let what = |part: &str| format!("profile {}: {part}", profile.name);
-            let authority = match &profile.authority {
-                Some(text) => text.resolve(&what("authority"))?,
-                None => profile.cloud.authority().to_string(),
-            };
-            // The resource of a token is the environment's origin (`dataverse` protocol, section 9.1).
-            users.push(self.token_source(
-                &profile.name,
-                profile.tenant.resolve(&what("tenant"))?,
-                profile.client_id.resolve(&what("client_id"))?,
-                Self::credential(profile)?,
-                &authority,
-                &format!("{origin}/.default"),
-            )?);
+            users.push(self.profile_tokens(profile, &format!("{resource}/.default"))?);
         }
+        self.dataverse_as(environment, users, access)
+    }
+
+    /// The reading side of an environment as one application user, which may be anybody.
+    pub(crate) fn source_as(
+        &self,
+        environment: &EnvironmentConfig,
+        user: Arc<dyn TokenSource>,
+    ) -> Result<DataverseSource, Failure> {
+        self.dataverse_as(environment, vec![user], Access::Read)
+    }
+
+    fn dataverse_as(
+        &self,
+        environment: &EnvironmentConfig,
+        users: Vec<Arc<dyn TokenSource>>,
+        access: Access,
+    ) -> Result<DataverseSource, Failure> {
+        let origin = resource_of(environment)?;
         let mut client = ClientConfig::new(format!("{origin}{WEB_API}"));
         client.in_flight_max = environment.max_requests_in_flight;
         client.writes = access == Access::Write;
@@ -284,4 +287,15 @@ impl Engine {
         let options = SourceOptions { formatted_values: environment.formatted_values };
         Ok(DataverseSource::new(client, options))
     }
+}
+
+/// What tokens for an environment are asked for: its origin (`dataverse` protocol, section 9.1); for Unified Operations the
+/// address as it is written, without a slash at its end (`entra` protocol, section 3).
+pub(crate) fn resource_of(environment: &EnvironmentConfig) -> Result<String, Failure> {
+    let what = format!("environment {}: url", environment.name);
+    let url = crate::config::check_address(&what, &environment.url.resolve(&what)?)?;
+    Ok(match environment.kind {
+        EnvironmentKind::Ce => url.origin().ascii_serialization(),
+        EnvironmentKind::Uo => url.as_str().trim_end_matches('/').to_string(),
+    })
 }

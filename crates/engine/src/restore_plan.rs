@@ -1,11 +1,15 @@
 //! Planning a restore: which snapshot, into which environment, by which rules.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use dynavault_restore::{ConflictPolicy, PlanFile};
+use dynavault_model::{EnvironmentIdentity, WriteOptions};
+use dynavault_restore::{ConflictPolicy, PlanFile, PlanRequest, PlanTarget, RestoreError, Selection};
 
+use crate::TOOL;
+use crate::assemble::VaultUse;
 use crate::failure::Failure;
-use crate::inspect::SnapshotWanted;
+use crate::inspect::{SnapshotWanted, blocking, find_manifest};
 use crate::restore::Restore;
 
 /// What to restore and how.
@@ -45,8 +49,58 @@ pub struct RestoreRequest {
 
 impl Restore<'_> {
     /// Makes a plan and writes it to `out`. Reads the vault and the environment, writes neither.
-    #[expect(clippy::unused_async, reason = "in progress")]
     pub async fn plan(&self, request: &RestoreRequest, out: &Path) -> Result<PlanFile, Failure> {
-        Err(Failure::usage(format!("{:?} {}", request, out.display()), "in progress"))
+        let name = request.to.as_ref().unwrap_or(&request.environment);
+        let target = self.target(name)?;
+        let vault = self.engine.vault(VaultUse::Read).await?;
+        let manifest = find_manifest(&vault, &request.environment, &request.snapshot).await?;
+        let call = self.call();
+        let identity = target.source.identity(&call).await.map_err(RestoreError::from)?;
+        same_place(&manifest.identity, &identity, request.to.as_deref())?;
+        let abilities = target.writes.abilities(&call).await.map_err(RestoreError::from)?;
+        let listings = target.source.discover(&call).await.map_err(RestoreError::from)?;
+        let scratch = self.scratch(name)?;
+        let plan = PlanRequest {
+            selection: Selection {
+                tables: request.tables.clone(),
+                ids: request.ids.clone(),
+                filter: request.filter.clone(),
+                up: request.up,
+                down: request.down,
+                deleted_only: request.deleted_only,
+            },
+            conflict: request.conflict,
+            columns: request.columns.clone(),
+            mirror: request.mirror,
+            options: WriteOptions { bypass_logic: !request.run_automation, suppress_flows: !request.run_automation },
+            mapping: request.map.clone(),
+            tool: TOOL.to_string(),
+        };
+        let parts = PlanTarget {
+            rows: target.source,
+            writes: target.writes,
+            listings,
+            abilities,
+            identity,
+            name: name.clone(),
+        };
+        let (observer, clock) = (Arc::clone(&self.observer), Arc::clone(self.engine.clock()));
+        dynavault_restore::plan(&vault, Arc::new(manifest), parts, plan, &scratch, out, observer, clock, &call).await?;
+        let out = out.to_path_buf();
+        blocking(move || Ok(PlanFile::open(&out)?)).await
     }
+}
+
+/// A snapshot goes back to where it came from, unless another place was named.
+fn same_place(captured: &EnvironmentIdentity, live: &EnvironmentIdentity, to: Option<&str>) -> Result<(), Failure> {
+    if to.is_some() || captured.organization_id.eq_ignore_ascii_case(&live.organization_id) {
+        return Ok(());
+    }
+    Err(Failure::usage(
+        format!(
+            "the snapshot is of organization {}, and the environment is now organization {}",
+            captured.organization_id, live.organization_id
+        ),
+        "if that is what you want, name the environment with --to, so that users and currencies are mapped",
+    ))
 }

@@ -78,11 +78,11 @@ const CONSENT: &str =
 #[rustfmt::skip] // One case reads as two lines.
 const MEANINGS: &[Meaning] = &[
     meaning(&[7_000_215], TokenFault::BadCredential, "the client secret of app {client_id} is wrong",
-        "configure the secret's value, not its id, in profile {profile}, and check it with `dynavault profile check {profile}`"),
+        "configure the secret's value, not its id, in profile {profile}"),
     meaning(&[7_000_222], TokenFault::BadCredential, "the client secret of app {client_id} has expired",
-        "create a new client secret in the app registration {client_id}, configure its value, and check it with `dynavault profile check {profile}`"),
+        "create a new client secret in the app registration {client_id} and configure its value"),
     meaning(&[700_027, 700_030, 50_012], TokenFault::BadCredential, "the certificate or assertion of app {client_id} is not accepted",
-        "upload the certificate in use to the app registration {client_id}, and check it with `dynavault profile check {profile}`"),
+        "upload the certificate in use to the app registration {client_id}"),
     meaning(&[700_024, 50_013, 500_133], TokenFault::BadConfig, "the assertion is outside its time window",
         "set the clock of this host; it differs from the service's clock by minutes"),
     meaning(&[7_000_218], TokenFault::BadConfig, "app {client_id} needs a secret or assertion, or does not allow public client flows",
@@ -191,6 +191,12 @@ fn of_body(asked: &Asked, body: Body, reply: &FailedReply, now: Timestamp) -> Re
             let (sentence, remedy) = fallback_sentence(fault, &body);
             (sentence, asked.fill(&remedy))
         }
+    };
+    let remedy = match fault {
+        TokenFault::Transient | TokenFault::Throttled => remedy,
+        _ if remedy.contains('`') => remedy,
+        // Where the cure lies outside this program, it can at least tell whether it worked.
+        _ => format!("{remedy}; `dynavault doctor` shows whether it helped"),
     };
     let sentence = match code {
         Some(code) => format!("{sentence}: AADSTS{code}"),
@@ -384,8 +390,9 @@ mod tests {
             ("invalid_grant", 700_082, "`dynavault profile login p`"),
             ("invalid_grant", 50_076, "`dynavault profile login p`"),
             ("invalid_grant", 1, "`dynavault profile login p`"),
-            ("invalid_client", 7_000_215, "`dynavault profile check p`"),
+            ("invalid_client", 7_000_215, "`dynavault doctor`"),
             ("invalid_client", 7_000_222, "create a new client secret"),
+            ("unauthorized_client", 700_016, "`dynavault doctor`"),
             ("consent_required", 1, "`dynavault profile consent-url p`"),
             (
                 "invalid_grant",

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dynavault_identity::TokenSource;
+use dynavault_identity::{BearerToken, ClaimsChallenge, TokenSource};
 use dynavault_model::{Call, Clock, PageEnd, SharedContentSink, SharedSink};
 use jiff::Timestamp;
 use reqwest::header::HeaderMap;
@@ -77,6 +77,21 @@ pub(crate) struct User {
     slots: AtomicUsize,
 }
 
+impl User {
+    /// Gives up a token that was refused; the next one carries the claims that were asked for, if any.
+    pub(crate) fn refused(&self, token: &BearerToken, challenge: Option<&ClaimsChallenge>) {
+        tracing::debug!(
+            profile = self.tokens.name(),
+            claims = challenge.is_some(),
+            "the service refused the token; renewing it"
+        );
+        match challenge {
+            Some(challenge) => self.tokens.challenge(token, challenge),
+            None => self.tokens.invalidate(token),
+        }
+    }
+}
+
 /// The application user that a series of requests is made as. Requests that belong together (the pages of a table)
 /// should share one.
 pub struct UserSlot(Arc<User>);
@@ -129,6 +144,11 @@ impl ReplyHeaders {
     /// The text of a header, by its name in any case; `None` if it is missing or not text.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name)?.to_str().ok()
+    }
+
+    /// The claims a refusal asks for (`entra` protocol, section 8), if it does.
+    pub(crate) fn challenge(&self) -> Option<ClaimsChallenge> {
+        ClaimsChallenge::from_headers(self.0.get_all("www-authenticate").iter().filter_map(|value| value.to_str().ok()))
     }
 
     /// The service's id of the request (section 1.3).

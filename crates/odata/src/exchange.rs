@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dynavault_identity::BearerToken;
+use dynavault_identity::{BearerToken, ClaimsChallenge};
 use dynavault_model::{Call, chain};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::mpsc;
@@ -72,6 +72,7 @@ enum Tried<T> {
         body: ErrorBody,
         request_id: Option<String>,
         after: Option<Duration>,
+        challenge: Option<ClaimsChallenge>,
     },
     /// No usable answer.
     Failed(Failure, String),
@@ -148,15 +149,14 @@ impl Client {
                 Tried::Done(head, output) => return Ok((head, output)),
                 Tried::Fatal(error) => return Err(error),
                 Tried::Failed(failure, text) => (failure, None, text, None),
-                Tried::Refused { verdict: Verdict::Renew, body, request_id, .. } => {
+                Tried::Refused { verdict: Verdict::Renew, body, request_id, challenge, .. } => {
                     if !renewals.another(now) {
                         return Err(RequestError::Unauthorized { message: body.message, request_id });
                     }
-                    debug!(profile = user.tokens.name(), "the service refused the token; renewing it");
-                    user.tokens.invalidate(&token);
+                    user.refused(&token, challenge.as_ref());
                     continue;
                 }
-                Tried::Refused { status, verdict, body, request_id, after } => {
+                Tried::Refused { status, verdict, body, request_id, after, .. } => {
                     let error = RequestError::Service { status, code: body.code, message: body.message, request_id };
                     let failure = match verdict {
                         Verdict::Final | Verdict::Renew => return Err(error),
@@ -283,7 +283,8 @@ impl Client {
             permit.answered(outcome, &signals);
             // A pause the service asked for is kept by the governor, for all requests of this user.
             let after = signals.retry_after.filter(|_| busy).map(|_| Duration::ZERO);
-            return Tried::Refused { status, verdict, body, request_id: headers.request_id(), after };
+            let (request_id, challenge) = (headers.request_id(), headers.challenge());
+            return Tried::Refused { status, verdict, body, request_id, after, challenge };
         }
         permit.answered(Outcome::Answered, &signals);
         // The service names the size of a file; HTML without it is a gateway's page, not an answer.
@@ -310,7 +311,8 @@ impl Client {
                 }),
                 // The status was sent before the service knew; treat the words as those of a server error.
                 IntakeFault::Service(body) => {
-                    Tried::Refused { status, verdict: verdict(500, &body), body, request_id, after: None }
+                    let verdict = verdict(500, &body);
+                    Tried::Refused { status, verdict, body, request_id, after: None, challenge: None }
                 }
             },
         }

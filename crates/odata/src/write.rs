@@ -23,7 +23,7 @@ use dynavault_identity::BearerToken;
 use dynavault_model::{Call, Diagnose, FaultKind, Retry};
 use reqwest::header::HeaderValue;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, trace};
+use tracing::trace;
 use url::Url;
 
 use crate::client::{Client, Reply, ReplyHeaders, User, UserSlot};
@@ -349,6 +349,7 @@ impl<'a> Series<'a> {
                 return Ok(Delivered::Answer(answer));
             }
             let refusal = Refusal::read(answer.status, &answer.headers, answer.body.clone());
+            let challenge = answer.headers.challenge();
             let judgement = judge(sending.nature, &refusal);
             let busy = answer.status == 503 || answer.signals.retry_after.is_some();
             answer.close(match judgement {
@@ -366,8 +367,7 @@ impl<'a> Series<'a> {
                     if !self.renewals.another(self.client.clock.elapsed()) {
                         return Err(RequestError::Unauthorized { message, request_id }.into());
                     }
-                    debug!(profile = self.user.tokens.name(), "the service refused the token; renewing it");
-                    self.user.tokens.invalidate(&token);
+                    self.user.refused(&token, challenge.as_ref());
                 }
                 Judgement::Definite => {
                     let again = sending.nature != Nature::Parts && self.repeats < refusal.class().repeats_max();

@@ -161,10 +161,10 @@ mod tests {
         let row = r#"{"_a_value":"0FE1C2D3-A4B5-46C7-88D9-EAFB0C1D2E3F","_a_value@Microsoft.Dynamics.CRM.associatednavigationproperty":"x","_a_value@Microsoft.Dynamics.CRM.lookuplogicalname":"contact","_b_value":null,"_c_value":"0fe1c2d3-a4b5-46c7-88d9-eafb0c1d2e3f"}"#;
         with(row, |row| {
             let a = reference(row, "_a_value", None).unwrap();
-            assert_eq!((a.id.to_string().as_str(), a.table.as_deref()), (
-                "0fe1c2d3-a4b5-46c7-88d9-eafb0c1d2e3f",
-                Some("contact")
-            ));
+            assert_eq!(
+                (a.id.to_string().as_str(), a.table.as_deref()),
+                ("0fe1c2d3-a4b5-46c7-88d9-eafb0c1d2e3f", Some("contact"))
+            );
             assert_eq!(reference(row, "_b_value", None), None);
             assert_eq!(reference(row, "_c_value", None).unwrap().table, None);
             let rule = ColumnRule {

@@ -121,12 +121,7 @@ impl Drafting<'_> {
     }
 
     /// The draft of a row that is not there, and the rows it names.
-    pub(crate) fn created(
-        &mut self,
-        at: u32,
-        row: &Row<'_>,
-        kind: Kind,
-    ) -> Result<(Draft, Vec<Need>), Impossible> {
+    pub(crate) fn created(&mut self, at: u32, row: &Row<'_>, kind: Kind) -> Result<(Draft, Vec<Need>), Impossible> {
         let usage = if kind == Kind::WithParent { Use::Update } else { Use::Create };
         let key = self.key(row)?;
         let mut draft = Draft {
@@ -237,13 +232,7 @@ impl Drafting<'_> {
         }
     }
 
-    fn misfit(
-        &mut self,
-        code: &'static str,
-        sentence: String,
-        id: &str,
-        rule: &ColumnRule,
-    ) -> Result<(), Impossible> {
+    fn misfit(&mut self, code: &'static str, sentence: String, id: &str, rule: &ColumnRule) -> Result<(), Impossible> {
         if !rule.required {
             self.findings.row(code, self.name, id, &rule.member, sentence);
             return Ok(());
@@ -339,7 +328,8 @@ impl Drafting<'_> {
         }
         self.change_owner(captured, live, winner, &mut draft, &mut needs, &mut left);
         self.change_state(captured, live, winner, &mut draft, &mut left);
-        let nothing = draft.set.is_empty() && draft.lookups.is_empty() && draft.owner.is_none() && draft.state.is_none();
+        let nothing =
+            draft.set.is_empty() && draft.lookups.is_empty() && draft.owner.is_none() && draft.state.is_none();
         if nothing { None } else { Some((draft, needs)) }
     }
 

@@ -287,8 +287,9 @@ impl Emitter<'_> {
         let Some(Some((_, offset))) = self.work.closing.get(&node) else { return Ok(None) };
         let mut record = Vec::new();
         self.work.closes.read(*offset, &mut record)?;
-        let close: Close = serde_json::from_slice(&record)
-            .map_err(|error| RestoreError::Worker(format!("a closing activity changed in the scratch folder: {error}")))?;
+        let close: Close = serde_json::from_slice(&record).map_err(|error| {
+            RestoreError::Worker(format!("a closing activity changed in the scratch folder: {error}"))
+        })?;
         if close.live || close.node.is_some_and(|node| self.presence(node) == Presence::Live) {
             return Ok(None);
         }
@@ -301,12 +302,7 @@ impl Emitter<'_> {
         object(&parts).map(Some)
     }
 
-    fn captured_parties(
-        &mut self,
-        node: Node,
-        table: &str,
-        key: &RowKey,
-    ) -> Result<Vec<Box<RawValue>>, RestoreError> {
+    fn captured_parties(&mut self, node: Node, table: &str, key: &RowKey) -> Result<Vec<Box<RawValue>>, RestoreError> {
         let Some(parties) = self.work.parties.as_mut() else { return Ok(Vec::new()) };
         let captured = parties.captured(node)?;
         self.party_texts(&captured, table, key)
@@ -351,8 +347,11 @@ impl Emitter<'_> {
             let name = table.name.clone();
             let key = RowKey::new(table.ids[node.row as usize].to_string());
             let wins = winner == Winner::Snapshot || (winner == Winner::Fill && live.is_empty());
-            let now: Vec<Box<RawValue>> =
-                live.iter().filter_map(|party| parties::text_of(party, true).ok()).map(raw).collect::<Result<_, _>>()?;
+            let now: Vec<Box<RawValue>> = live
+                .iter()
+                .filter_map(|party| parties::text_of(party, true).ok())
+                .map(raw)
+                .collect::<Result<_, _>>()?;
             let wanted = self.party_texts(&captured, &name, &key)?;
             if !wins {
                 let list = |rows: &[Box<RawValue>]| {

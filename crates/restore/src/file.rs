@@ -345,7 +345,13 @@ struct Lines {
 impl Lines {
     fn new(path: &Path, file: File) -> Self {
         let reader = BufReader::with_capacity(BUFFER_BYTES, file);
-        Self { path: path.to_path_buf(), reader, hasher: blake3::Hasher::new(), digest: String::new(), line: Vec::new() }
+        Self {
+            path: path.to_path_buf(),
+            reader,
+            hasher: blake3::Hasher::new(),
+            digest: String::new(),
+            line: Vec::new(),
+        }
     }
 
     fn next_line(&mut self) -> Result<Option<&[u8]>, RestoreError> {

@@ -94,6 +94,9 @@ mod tests {
         assert_eq!(list.len(), 12);
         assert_eq!((list[0].code.as_str(), list[0].rows, list[0].id.as_deref()), ("never", 7, None));
         assert_eq!((list[11].rows, list[11].message.as_str()), (15, "and 15 more"));
-        assert_eq!(list.iter().filter(|finding| finding.code == "too-long").map(|finding| finding.rows).sum::<u64>(), 25);
+        assert_eq!(
+            list.iter().filter(|finding| finding.code == "too-long").map(|finding| finding.rows).sum::<u64>(),
+            25
+        );
     }
 }

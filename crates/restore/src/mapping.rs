@@ -64,9 +64,11 @@ pub struct Unmatched {
 impl MappingFile {
     /// Reads a mapping file; an absent one is empty.
     pub fn read(path: &Path) -> Result<Self, RestoreError> {
-        let refused = |reason: String| RestoreError::Selection {
+        let refused = |reason: String| {
+            RestoreError::Selection {
             reason: format!("the mapping file {} cannot be used: {reason}", path.display()),
             remedy: "sections are tables; each has matched = { \"source id\" = \"target id\" } and [[TABLE.unmatched]] with source, looked_for, target".into(),
+        }
         };
         let file = |source| RestoreError::File { path: path.to_path_buf(), source };
         match std::fs::metadata(path) {
@@ -288,19 +290,15 @@ pub(crate) fn check_base_currency(captured: Option<&Known>, live: Option<&Known>
     match (code(captured), code(live)) {
         (Some(captured), Some(live)) if captured != live => Err(RestoreError::Selection {
             reason: format!("the snapshot has base currency {captured}, the environment has {live}"),
-            remedy: "amounts would change their meaning; restore into an environment with the same base currency".into(),
+            remedy: "amounts would change their meaning; restore into an environment with the same base currency"
+                .into(),
         }),
         _ => Ok(()),
     }
 }
 
 /// What a row may be found by, the best first. `unit` is an id of the environment that is restored to.
-fn keys_of(
-    table: &str,
-    row: &Known,
-    unit: Option<RowId>,
-    path: Option<&String>,
-) -> Vec<(&'static str, String)> {
+fn keys_of(table: &str, row: &Known, unit: Option<RowId>, path: Option<&String>) -> Vec<(&'static str, String)> {
     match table {
         "businessunit" => path.map(|path| ("path", path.clone())).into_iter().collect(),
         "team" | "role" => {
@@ -375,11 +373,8 @@ mod tests {
             known(13, &[("name", "north")], Some(12)),
             known(14, &[("name", "north")], Some(11)),
         ];
-        let mut mapping = mapping(
-            vec![("businessunit", captured)],
-            vec![("businessunit", live)],
-            &MappingFile::default(),
-        );
+        let mut mapping =
+            mapping(vec![("businessunit", captured)], vec![("businessunit", live)], &MappingFile::default());
         for (source, expected) in
             [(1, Mapped::To(id(11))), (2, Mapped::To(id(12))), (3, Mapped::To(id(13))), (4, Mapped::Unmapped)]
         {
@@ -414,7 +409,10 @@ mod tests {
         let path = folder.path().join("map.toml");
         let mut file = found.file();
         assert_eq!(file.0["systemuser"].unmatched.len(), 2);
-        assert_eq!(file.0["systemuser"].unmatched[0].looked_for, "internalemailaddress=shared@x (several rows have it)");
+        assert_eq!(
+            file.0["systemuser"].unmatched[0].looked_for,
+            "internalemailaddress=shared@x (several rows have it)"
+        );
         assert_eq!(file.0["systemuser"].unmatched[1].looked_for, format!("{OBJECT}=o4, domainname=d@x"));
         file.0.get_mut("systemuser").unwrap().unmatched[1].target = id(13).to_string();
         file.write(&path).unwrap();
@@ -436,7 +434,10 @@ mod tests {
         ];
         let live = vec![
             ("businessunit", vec![known(11, &[("name", "b")], None), known(21, &[("name", "c")], Some(11))]),
-            ("team", vec![default(12, 11), known(13, &[("name", "t")], Some(11)), known(23, &[("name", "t")], Some(21))]),
+            (
+                "team",
+                vec![default(12, 11), known(13, &[("name", "t")], Some(11)), known(23, &[("name", "t")], Some(21))],
+            ),
             ("role", vec![known(24, &[("name", "r")], Some(21)), known(14, &[("name", "r")], Some(11))]),
         ];
         let mut mapping = mapping(captured, live, &MappingFile::default());

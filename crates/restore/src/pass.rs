@@ -9,15 +9,18 @@ use dynavault_model::{Ability, Birth, ColumnRule, Row, StateRule};
 use crate::compare::{Winner, integer, reference, text, value, winner};
 use crate::draft::{Draft, Drafting, Kind, Need, push_member};
 use crate::error::RestoreError;
-use crate::live::{Packed, State};
 use crate::links;
+use crate::live::{Packed, State};
 use crate::parties;
 use crate::pieces::{self, Wish};
-use crate::resolve::{Resolver, Presence};
+use crate::resolve::{Presence, Resolver};
 use crate::spill::Spill;
 use crate::tables::{ColumnIndex, Role, with_row};
 use crate::waves::Node;
 use crate::work::{Close, Work};
+
+/// Link tables of up to so many rows are read whole, which finds links whatever their ids are: ten requests at most.
+const LINKS_READ_WHOLE: u64 = 50_000;
 
 /// What happened to the rows of a table.
 #[derive(Default)]
@@ -281,20 +284,19 @@ impl Work {
             let table = self.tables.get(number);
             let ends = (&first, &second);
             let findings = &mut self.findings;
-            let mut links =
-                links::drafts(&self.captured, number, table, ends, &mut resolver, findings, &self.scratch)?;
+            let mut links = links::drafts(&self.captured, number, table, ends, &mut resolver, findings, &self.scratch)?;
             let others = self.mirror && table.whole;
             let (ids, rows) = (table.ids.len() as u64, self.captured.table(usize::from(number)).live_rows);
             let handle = self.captured.handle.clone();
             let (source, target) = (Arc::clone(&self.source), Arc::clone(&self.target));
-            if !others && self.mapping.identity && crate::live::by_key_is_cheaper(table.target(), ids, rows) {
+            let by_key = rows > LINKS_READ_WHOLE && crate::live::by_key_is_cheaper(table.target(), ids, rows);
+            if !others && self.mapping.identity && by_key {
                 let read = crate::live::existing(target.as_ref(), table.target(), &table.ids, &self.call);
                 let live = handle.block_on(read)?;
                 links::compared_by_id(&mut links, &live)?;
             } else {
                 let ends = (first, second);
-                let read =
-                    links::compare(source.as_ref(), table, ends, &mut links, others, &self.scratch, &self.call);
+                let read = links::compare(source.as_ref(), table, ends, &mut links, others, &self.scratch, &self.call);
                 handle.block_on(read)?;
             }
             self.links.push((number, links));

@@ -33,8 +33,7 @@ pub(crate) fn add(
     (up, down): (u32, u32),
     scratch: &Path,
 ) -> Result<Vec<(u16, Vec<RowId>)>, RestoreError> {
-    let mut set: HashSet<Place> =
-        selected.iter().flat_map(|(table, ids)| ids.iter().map(|id| (*table, *id))).collect();
+    let mut set: HashSet<Place> = selected.iter().flat_map(|(table, ids)| ids.iter().map(|id| (*table, *id))).collect();
     if down > 0 {
         let mut edges = edges(captured, tables, scratch)?;
         let mut level = set.clone();

@@ -185,10 +185,10 @@ mod tests {
         assert_eq!(unit, Node { table: 4, row: 0 });
         let tables = Tables::default();
         assert_eq!(presence(&tables, &outside, Node { table: 3, row: 0 }), Presence::Missing);
-        assert_eq!(outside.asked(), [
-            ("contact".to_string(), vec![id(1), id(2)]),
-            ("businessunit".to_string(), vec![id(2)])
-        ]);
+        assert_eq!(
+            outside.asked(),
+            [("contact".to_string(), vec![id(1), id(2)]), ("businessunit".to_string(), vec![id(2)])]
+        );
         outside.answered(&[vec![id(2)], vec![]]);
         assert_eq!(presence(&tables, &outside, first), Presence::Live);
         assert_eq!(presence(&tables, &outside, unit), Presence::Missing);

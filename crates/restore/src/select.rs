@@ -63,9 +63,8 @@ impl Selection {
     }
 
     pub(crate) fn check(&self, mirror: bool) -> Result<(), RestoreError> {
-        let wrong = |reason: &str, remedy: &str| {
-            Err(RestoreError::Selection { reason: reason.into(), remedy: remedy.into() })
-        };
+        let wrong =
+            |reason: &str, remedy: &str| Err(RestoreError::Selection { reason: reason.into(), remedy: remedy.into() });
         if mirror && !self.is_whole() {
             return wrong(
                 "--mirror deletes what the snapshot does not have, and needs whole tables for that",
@@ -86,8 +85,9 @@ fn wrong(reason: String, remedy: &str) -> RestoreError {
 fn patterns(tables: &[String]) -> Result<GlobSet, RestoreError> {
     let mut set = GlobSetBuilder::new();
     for pattern in tables {
-        let glob = Glob::new(&pattern.to_lowercase())
-            .map_err(|error| wrong(format!("{pattern} is not a pattern: {error}"), "write for example --table 'new_*'"))?;
+        let glob = Glob::new(&pattern.to_lowercase()).map_err(|error| {
+            wrong(format!("{pattern} is not a pattern: {error}"), "write for example --table 'new_*'")
+        })?;
         set.add(glob);
     }
     set.build().map_err(|error| wrong(format!("the patterns cannot be used: {error}"), "use fewer or shorter patterns"))
@@ -141,7 +141,10 @@ pub(crate) fn rows(
     let wanted: BTreeSet<RowId> = selection
         .ids
         .iter()
-        .map(|id| id.parse().map_err(|_| wrong(format!("{id} is not an id"), "ids look like 0fe1c2d3-a4b5-46c7-88d9-eafb0c1d2e3f")))
+        .map(|id| {
+            id.parse()
+                .map_err(|_| wrong(format!("{id} is not an id"), "ids look like 0fe1c2d3-a4b5-46c7-88d9-eafb0c1d2e3f"))
+        })
         .collect::<Result<_, _>>()?;
     let wanted: Vec<RowId> = wanted.into_iter().collect();
     let filter = match &selection.filter {
@@ -234,14 +237,17 @@ mod tests {
             down: 2,
             deleted_only: true,
         };
-        assert_eq!(selection.words(), [
-            "--table account",
-            "--table new_*",
-            "--id 0fe1c2d3-a4b5-46c7-88d9-eafb0c1d2e3f",
-            "--where name like 'A%'",
-            "--related up:0,down:2",
-            "--deleted-only",
-        ]);
+        assert_eq!(
+            selection.words(),
+            [
+                "--table account",
+                "--table new_*",
+                "--id 0fe1c2d3-a4b5-46c7-88d9-eafb0c1d2e3f",
+                "--where name like 'A%'",
+                "--related up:0,down:2",
+                "--deleted-only",
+            ]
+        );
         assert!(Selection::default().words().is_empty());
     }
 

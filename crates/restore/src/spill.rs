@@ -59,10 +59,7 @@ impl Spill {
     }
 
     /// Gives every record in order.
-    pub(crate) fn scan(
-        &mut self,
-        mut each: impl FnMut(&[u8]) -> Result<(), RestoreError>,
-    ) -> Result<(), RestoreError> {
+    pub(crate) fn scan(&mut self, mut each: impl FnMut(&[u8]) -> Result<(), RestoreError>) -> Result<(), RestoreError> {
         let folder = self.folder.clone();
         let failed = |source| failed(&folder, source);
         self.out.flush().map_err(failed)?;
@@ -118,11 +115,12 @@ mod tests {
         assert_eq!(record.len(), 600_000);
         spill.push(b"last").unwrap();
         let mut lengths = Vec::new();
-        spill.scan(|record| {
-            lengths.push(record.len());
-            Ok(())
-        })
-        .unwrap();
+        spill
+            .scan(|record| {
+                lengths.push(record.len());
+                Ok(())
+            })
+            .unwrap();
         assert_eq!(lengths, [3, 0, 600_000, 4]);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }

@@ -141,8 +141,7 @@ impl Work {
             for block in absent.chunks(BIN_KEYS) {
                 self.stopped()?;
                 let keys: Vec<RowKey> = block.iter().map(|at| RowKey::new(table.ids[*at].to_string())).collect();
-                let found =
-                    self.captured.handle.block_on(self.target.in_bin(table.target(), &keys, &self.call))?;
+                let found = self.captured.handle.block_on(self.target.in_bin(table.target(), &keys, &self.call))?;
                 binned.extend(found.iter().filter_map(|key| {
                     let id = RowId::from_guid(key.id.as_bytes())?;
                     table.ids.binary_search(&id).ok()
@@ -241,11 +240,7 @@ impl Work {
     }
 }
 
-fn schema_of(
-    tables: &Tables,
-    listings: &[dynavault_model::TableListing],
-    table: &str,
-) -> Option<Arc<TableSchema>> {
+fn schema_of(tables: &Tables, listings: &[dynavault_model::TableListing], table: &str) -> Option<Arc<TableSchema>> {
     if let Some(number) = tables.number(table) {
         return tables.get(number).target.clone();
     }

@@ -22,10 +22,7 @@ pub(crate) enum Role {
     /// Row by row.
     Rows,
     /// Links between two rows.
-    Links {
-        first: LinkEnd,
-        second: LinkEnd,
-    },
+    Links { first: LinkEnd, second: LinkEnd },
     /// Along with the row that a member names.
     Along(String),
     /// Not at all: code and reason.
@@ -117,7 +114,8 @@ impl Tables {
             let role = match (listing, &rules) {
                 (_, Some(rules)) => role(&rules.treatment),
                 (Some(listing), None) => {
-                    let reason = listing.schema.as_ref().err().map_or_else(String::new, |refusal| refusal.reason.clone());
+                    let reason =
+                        listing.schema.as_ref().err().map_or_else(String::new, |refusal| refusal.reason.clone());
                     Role::Left("unreadable-table", format!("the table cannot be read in the environment: {reason}"))
                 }
                 (None, None) => Role::Left("missing-table", "the environment does not have the table".into()),

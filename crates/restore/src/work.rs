@@ -17,7 +17,7 @@ use crate::mapping::Mapping;
 use crate::parties::Parties;
 use crate::pieces::Pieces;
 use crate::plan::{Conflict, ConflictPolicy, PlanLine};
-use crate::resolve::{Outside, Resolver};
+use crate::resolve::Outside;
 use crate::select::Columns;
 use crate::spill::Spill;
 use crate::tables::Tables;
@@ -112,10 +112,6 @@ pub(crate) struct Work {
 }
 
 impl Work {
-    pub(crate) fn resolver(&mut self) -> Resolver<'_> {
-        Resolver { tables: &self.tables, mapping: &mut self.mapping, outside: &mut self.outside }
-    }
-
     pub(crate) fn stopped(&self) -> Result<(), RestoreError> {
         if self.call.cancel.is_cancelled() { Err(RestoreError::Cancelled) } else { Ok(()) }
     }

@@ -30,8 +30,10 @@ impl Refusal {
         Self { plain: true, ..Self::new(status, "", message) }
     }
 
-    /// Leaves out the annotations a client did not ask for.
+    /// Adds the annotations a client asked for, and leaves out the others.
     pub(crate) fn for_client(mut self, prefer: &Prefer) -> Self {
+        self.details.push(("ErrorDetails.OperationStatus", "0".to_owned()));
+        self.details.push(("InnerError.Message", self.message.clone()));
         self.details.retain(|(name, _)| prefer.wants(&format!("{ERROR_ANNOTATION}{name}")));
         self
     }

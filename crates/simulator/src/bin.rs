@@ -451,7 +451,17 @@ fn lost_reference(missing: &TableDef, id: &RowKey, from: &TableDef, key: &RowKey
 
 #[cfg(test)]
 mod tests {
-    use super::Fetch;
+    use super::{Fetch, check_options};
+    use crate::schema::TableDef;
+
+    #[test]
+    fn an_option_that_is_gone_keeps_the_row_in_the_bin() {
+        let mut def = TableDef::new("thing", Some("things"), "thingid");
+        def.add("size:opt(1,2) statecode:state(0,1)");
+        let cells = |size: &str| vec![size.to_owned(), "0".to_owned()];
+        assert!(check_options(&def, &cells("2")).is_ok() && check_options(&def, &cells("")).is_ok());
+        assert_eq!(check_options(&def, &cells("3")).unwrap_err().code, "0x80049949");
+    }
 
     #[test]
     fn the_query_a_restorer_needs_is_understood() {

@@ -282,7 +282,7 @@ fn supporting() -> Vec<TableDef> {
         owned(
             "queueitem",
             "queueitems",
-            "title:s300* queueid:=>queue! objectid:=>incident|task|email|phonecall! enteredon:dt workeron:dt statecode:state(0,1) statuscode:status(1@0,2@1)",
+            "title:s300* queueid:=>queue! objectid:=>incident|task|email|phonecall! enteredon:dt^ workeron:dt statecode:state(0,1) statuscode:status(1@0,2@1)",
         ),
         shared(
             "product",

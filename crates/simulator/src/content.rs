@@ -88,6 +88,11 @@ impl Content {
         self.id
     }
 
+    /// Whether a client brought it; the rest is made from the id, whatever the id is.
+    pub(crate) fn is_upload(&self) -> bool {
+        self.stored.is_some()
+    }
+
     /// Length in bytes.
     pub(crate) fn size(&self) -> u64 {
         if let Some(stored) = &self.stored {

@@ -10,6 +10,8 @@
 //! | `POST edit?seed=&changes=`, `POST change-schema?seed=` | change rows, change the schema |
 //! | `POST faults`, `POST limits` (JSON, `null` for none) | set a plan, set limits |
 //! | `POST expire-delta-tokens`, `revoke-tokens`, `reject-links`, `expire-secret` | make things invalid |
+//! | `POST wipe` | remove every row a customer made |
+//! | `POST take-privilege?name=`, `POST give-privilege?name=` | privileges to write, by name |
 //! | `POST deny?table=`, `POST allow?table=`, `POST advance?seconds=`, `POST pass-time?seconds=` | privileges, clocks |
 //! | `GET entra`, `POST entra` (JSON) | sign-in side and Graph: see [`crate::entra::control`] |
 
@@ -107,6 +109,15 @@ pub(crate) fn answer(shared: &Arc<Shared>, post: bool, path: &str, query: &str, 
         }
         (true, "expire-secret") => {
             handle.expire_secret();
+            done()
+        }
+        (true, "wipe") => Answer::json(json!({"removed": handle.wipe()}).to_string()),
+        (true, "take-privilege") => {
+            handle.take_privilege(parameters.get("name").map(String::as_str).unwrap_or_default());
+            done()
+        }
+        (true, "give-privilege") => {
+            handle.give_privilege(parameters.get("name").map(String::as_str).unwrap_or_default());
             done()
         }
         (true, "deny") => {

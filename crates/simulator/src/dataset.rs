@@ -13,7 +13,7 @@ use crate::content::{Content, ContentKind};
 use crate::database::{Database, RowKey, Table};
 use crate::dice::{Dice, mix_text, named_guid};
 use crate::entra::directory;
-use crate::follow::has_connection;
+use crate::follow::is_surplus;
 use crate::rows::{create, finish, finish_made, make, new_key, set};
 use crate::schema::TableDef;
 use crate::values::{Targets, long_memo};
@@ -149,7 +149,7 @@ pub(crate) fn build(config: &Config) -> Database {
                 finish_made(&mut dice, def, &mut cells);
                 shared_body = Some(cells[cell].clone());
             }
-            if has_connection(&database.tables[index], &cells) {
+            if is_surplus(&database.tables[index], &cells) {
                 continue;
             }
             create(&mut database, &mut dice, index, key.clone(), cells);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::catalogue::BIG;
 use crate::database::{Database, RowKey, Table};
 use crate::dice::Dice;
-use crate::follow::has_connection;
+use crate::follow::is_surplus;
 use crate::rows::{change, create, is_held, make, new_key, remove};
 use crate::schema::{Kind, Ownership, Slot, TableDef};
 
@@ -149,13 +149,13 @@ fn insert(
         database.put(table, key.clone(), &[first, second]);
     } else {
         let mut cells = make(dice, def, database);
-        // Two rows never share an alternate key (dataverse 6.8), and an end is connected once.
+        // Two rows never share an alternate key (dataverse 6.8), and no object is queued twice (8.8).
         if let Some(cell) = def.key.as_deref().and_then(|key| def.cell(key))
             && database.tables[table].rows.values().any(|row| row.cell(cell).eq_ignore_ascii_case(&cells[cell]))
         {
             cells[cell].clear();
         }
-        if has_connection(&database.tables[table], &cells) {
+        if is_surplus(&database.tables[table], &cells) {
             return None;
         }
         create(database, dice, table, key.clone(), cells);
@@ -243,6 +243,7 @@ fn removable(def: &TableDef) -> Vec<usize> {
                     Kind::Text { .. } | Kind::Integer | Kind::Decimal { .. } | Kind::Double | Kind::Date(_)
                 )
                 && def.primary_name.as_deref() != Some(column.name.as_str())
+                && def.key.as_deref() != Some(column.name.as_str())
                 && !column.name.starts_with("address")
                 && !matches!(
                     column.name.as_str(),

@@ -239,6 +239,13 @@ pub(crate) fn has_connection(table: &Table, cells: &[String]) -> bool {
     table.rows.values().any(|row| row.cell(one) == cells[one] && row.cell(two) == cells[two])
 }
 
+/// Whether a random row would be one too many: a second connection of two ends, a second queue item of an object.
+pub(crate) fn is_surplus(table: &Table, cells: &[String]) -> bool {
+    let object = table.def.cell("objectid").filter(|_| table.def.name == "queueitem");
+    has_connection(table, cells)
+        || object.is_some_and(|object| table.rows.values().any(|row| row.cell(object) == cells[object]))
+}
+
 /// Whether an object waits in a queue already (dataverse 8.8).
 pub(crate) fn has_active_item(database: &Database, table: usize, object: &str) -> bool {
     let entry = &database.tables[table];

@@ -7,13 +7,14 @@
 //! ```text
 //! config ─▶ catalogue ─▶ dataset ─▶ database ◀── rows, edits      (what there is, and what changes)
 //!                                      │
-//! server ─┬▶ entra, limits, faults ─▶ route ─▶ read, metadata, files ─▶ print
+//! server ─┬▶ entra, limits, faults ─▶ route ─┬▶ read, metadata, files ─▶ print
+//!         │                                  └▶ write, links, actions, uploads ─▶ follow ─▶ database
 //!         └▶ graph ◀── entra::directory ──▶ entra: authorize, token, consent   (who may what)
 //! ```
 //!
 //! - Everything random follows from a seed, and a fault from a seed and the number of the request.
 //! - What the service would print now can be asked for at any time ([`Handle::rows`], [`Handle::files`]).
-//! - It only reads: rows change through [`Handle::edit`] and its relatives, not through the Web API.
+//! - Rows change through the Web API, and behind its back through [`Handle::edit`] and its relatives.
 
 mod access;
 mod actions;
@@ -65,3 +66,4 @@ pub use entra::steer::{Entra, PersonInfo};
 pub use graph::{GraphQuirk, GraphRequest};
 pub use simulator::{Handle, OracleFile, OracleRow, Simulator, TableInfo, TableKind};
 pub use stats::Stats;
+pub use write::RowWrites;

@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::access::Controls;
+use crate::access::{ACTIONS, Controls, privilege};
 use crate::answer::{Answer, Refusal};
 use crate::catalogue::ELASTIC_PROVIDER;
 use crate::content::{FILE_BYTES_MAX, IMAGE_BYTES_MAX};
@@ -84,8 +84,21 @@ fn table_json(def: &TableDef) -> Object {
         "IsValidForAdvancedFind": true,
         "LogicalTypeName": format!("Microsoft.Dynamics.CRM.{}", def.name),
         "IntroducedVersion": "5.0.0.0",
+        "Privileges": privileges(def),
         "HasChanged": Value::Null,
     }))
+}
+
+/// Names of the privileges of a table; some tables share theirs (dataverse 9.4).
+fn privileges(def: &TableDef) -> Vec<Value> {
+    if def.storage == Storage::Virtual || def.is_intersect() {
+        return Vec::new();
+    }
+    let of = |action: &&str| {
+        let name = privilege(action, def);
+        json!({"Name": name, "PrivilegeId": named_guid(&name).to_string(), "PrivilegeType": action, "CanBeGlobal": true})
+    };
+    ACTIONS.iter().map(of).collect()
 }
 
 /// Cast type, `AttributeType` and `AttributeTypeName` of a column (dataverse 2.2).

@@ -13,9 +13,9 @@ use crate::entra::tenant;
 use crate::guid::Guid;
 use crate::metadata;
 use crate::query::{Options, Prefer, decode};
-use crate::read::{Reader, parse_key};
+use crate::read::Reader;
 use crate::schema::Storage;
-use crate::write::bulk;
+use crate::write::{bulk, find_key};
 use crate::{access, bin, catalogue, files};
 
 /// HTTP method.
@@ -292,11 +292,11 @@ pub(crate) fn respond(reader: &Reader<'_>, route: &Route, request: &Request) -> 
         },
         Route::Count(table) => reader.count_only(*table, &options),
         Route::Row(table, key) => {
-            let key = parse_key(&database.tables[*table].def, key, options.partition.as_deref())?;
+            let key = find_key(database, *table, key, &options)?;
             reader.single(*table, &key, &options, &request.prefer)
         }
         Route::Content(table, key, column) => {
-            let key = parse_key(&database.tables[*table].def, key, options.partition.as_deref())?;
+            let key = find_key(database, *table, key, &options)?;
             let full = options.plain.get("size").is_some_and(|size| size == "full");
             files::value(database, controls, reader.user, *table, &key, column, full, request.range.as_deref())
         }

@@ -14,7 +14,7 @@ use crate::database::{Database, RowKey};
 use crate::dice::Dice;
 use crate::follow::{
     address_columns, base_currency, follow_addresses, follow_currency, follow_names, follow_owner, follow_parent,
-    follow_state, has_active_item, money_columns, reciprocal, would_loop,
+    follow_state, money_columns, reciprocal, would_loop,
 };
 use crate::guid::Guid;
 use crate::schema::{Kind, Slot, Storage, TableDef};
@@ -192,12 +192,6 @@ fn settle(database: &Database, table: usize, key: &RowKey, before: Option<&[Stri
         cells[state].clone_from(&before[state]);
     }
     follow_state(def, cells);
-    if let Some(object) = def.cell("objectid").filter(|_| def.name == "queueitem" && before.is_none())
-        && has_active_item(database, table, &cells[object])
-    {
-        set(def, cells, "statecode", Some("1".to_owned()));
-        follow_state(def, cells);
-    }
     for column in def.columns.iter().filter(|column| def.is_hierarchical(column)) {
         if let Some(cell) = def.cell(&column.name)
             && would_loop(entry, cell, key.id, &cells[cell])

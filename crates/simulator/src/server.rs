@@ -117,7 +117,7 @@ async fn environment(
             } else if let Some(instead) = numbered.fault.and_then(FaultKind::instead) {
                 instead
             } else if numbered.fault == Some(FaultKind::CutBefore) {
-                Answer::empty(204)
+                Answer::empty(200)
             } else {
                 produce(&shared, request.clone(), route, user, numbered, &mut in_flight).await
             }
@@ -302,7 +302,9 @@ async fn compress(answer: Answer, gzip: bool) -> Answer {
 }
 
 fn send(answer: Answer, fault: Option<FaultKind>) -> Response<Body> {
-    let mut response = Response::builder().status(answer.status);
+    // A status without a body would be sent before anything could be cut.
+    let cut = matches!(fault, Some(FaultKind::CutBefore | FaultKind::CutAfter));
+    let mut response = Response::builder().status(if cut { 200 } else { answer.status });
     // A batch answers with a boundary of its own.
     let typed = answer.headers.iter().any(|(name, _)| *name == "Content-Type");
     if !answer.body.is_empty() && !typed {

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use crate::answer::{Answer, Refusal};
-use crate::content::{BLOCK_BYTES_MAX, FILE_BYTES_MAX, IMAGE_BYTES_MAX, Stored, from_base64, media_type};
+use crate::content::{BLOCK_BYTES_MAX, ContentKind, FILE_BYTES_MAX, IMAGE_BYTES_MAX, Stored, from_base64, media_type};
 use crate::database::RowKey;
 use crate::guid::Guid;
 use crate::query::Options;
@@ -358,13 +358,20 @@ fn keep_document(context: &mut WriteContext<'_>, bytes: Bytes) -> Guid {
     keep(context, Stored { name: String::new(), media_type: "application/octet-stream".to_owned(), bytes })
 }
 
-/// Refuses a note or attachment whose document has a blocked name.
+/// Refuses a note or attachment whose document has a blocked name, or is shared with nobody.
 pub(crate) fn check_document(context: &WriteContext<'_>, table: usize, cells: &[String]) -> Result<(), Refusal> {
     let def = &context.database.tables[table].def;
     let body = def.columns.iter().find(|column| column.kind == Kind::Body).and_then(|column| def.cell(&column.name));
     let (Some(body), Some(name)) = (body, def.cell("filename")) else { return Ok(()) };
     if cells[body].is_empty() {
         return Ok(());
+    }
+    if let (Some(shared), Some(id)) = (def.cell("attachmentid"), Guid::parse(cells[body].trim_matches('"')))
+        && !def.contents.find(id, ContentKind::Body).is_upload()
+        && !context.database.tables[table].rows.values().any(|row| row.cell(shared) == cells[shared])
+    {
+        // An attachment shares the body of another one, or brings its own (dataverse 7.3).
+        return Err(Refusal::no_row("attachment", &id.to_string()));
     }
     check_extension(context, &serde_json::from_str::<String>(&cells[name]).unwrap_or_default())
 }

@@ -106,7 +106,7 @@ fn account() -> TableSchema {
 fn with_image(mut schema: TableSchema) -> TableSchema {
     schema.content.push(ContentColumn {
         column: "entityimage".into(),
-        kind: dynavault_model::ContentKind::Image,
+        kind: ContentKind::Image,
         version_member: "entityimageid".into(),
         presence_member: "entityimage".into(),
         name_member: None,
@@ -309,4 +309,29 @@ fn rows_whose_id_the_service_does_not_take_are_not_made() {
     let mut members = Vec::new();
     scan(b"{}", &mut members).unwrap();
     assert!(matches!(birth(&rules, &Row::new(b"{}", &members)), Birth::Never(_)));
+}
+
+#[test]
+fn a_lookup_named_like_a_file_column_is_written() {
+    let mut table = schema(
+        "new_thing",
+        &json!({}),
+        vec![
+            attribute("new_document", "FileType", "cu", Value::Null),
+            attribute("new_document_name", "StringType", "cu", Value::Null),
+            attribute("new_documentid", "LookupType", "cu", json!({"Targets": ["new_document"]})),
+        ],
+    );
+    table.content.push(ContentColumn {
+        column: "new_document".into(),
+        kind: ContentKind::File,
+        version_member: "new_document".into(),
+        presence_member: "new_document".into(),
+        name_member: Some("new_document_name".into()),
+    });
+    let rules = rules(&table);
+    let not_written = |member: &str| rules.column(member).unwrap().not_written;
+    assert_eq!(not_written("new_document"), Some("content"));
+    assert_eq!(not_written("new_document_name"), Some("content"));
+    assert_eq!(not_written("_new_documentid_value"), None);
 }

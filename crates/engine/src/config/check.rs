@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use globset::Glob;
 use url::Url;
 
-use super::{Config, ConfigError, EnvironmentConfig, JobConfig, Text};
+use super::{Config, ConfigError, CredentialConfig, EnvironmentConfig, JobConfig, Text, TokenStoreKind};
 
 /// The known word nearest to a mistyped one, if one is near.
 pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
@@ -117,8 +117,29 @@ impl Config {
             check_text_address(&format!("profile {}: authority", profile.name), profile.authority.as_ref())?;
             check_text_address(&format!("profile {}: graph", profile.name), profile.graph.as_ref())?;
         }
+        self.check_tokens()?;
         self.environments.iter().try_for_each(|environment| self.check_environment(environment))?;
         self.jobs.iter().try_for_each(|job| self.check_job(job))
+    }
+
+    fn check_tokens(&self) -> Result<(), ConfigError> {
+        if self.tokens.store == TokenStoreKind::Keyring {
+            return Err(sense(
+                "tokens.store: this version has no keyring store",
+                "use store = \"file\" with a key from a file or a variable",
+            ));
+        }
+        let person = self.profiles.iter().find(|profile| matches!(profile.credential, CredentialConfig::Delegated {}));
+        if let Some(profile) = person
+            && self.tokens.store == TokenStoreKind::File
+            && self.tokens.key.is_none()
+        {
+            return Err(sense(
+                format!("profile {}: a person signs in with it, and tokens.key, which seals the sign-in, is missing", profile.name),
+                "make one with `openssl rand -base64 32` in a file of mode 0600, and write [tokens] with key = { file = \"PATH\" }",
+            ));
+        }
+        Ok(())
     }
 
     fn check_environment(&self, environment: &EnvironmentConfig) -> Result<(), ConfigError> {
@@ -230,6 +251,46 @@ mod tests {
         {
             let text = format!("[vault]\nurl = \"azblob://a/c\"\nendpoint = \"{url}\"\n");
             assert_eq!(parse(&text).is_ok(), ok, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_person_signs_in_only_where_the_sign_in_can_be_kept() {
+        let text = |tokens: &str| {
+            format!(
+                "{VAULT}{tokens}[[profile]]\nname=\"me\"\nkind=\"ce\"\ntenant=\"t\"\nclient_id=\"c\"\ncredential={{kind=\"delegated\"}}\n"
+            )
+        };
+        let error = parse(&text("")).unwrap_err();
+        assert!(error.contains("profile me") && error.contains("[tokens]"), "{error}");
+        assert!(parse(&text("[tokens]\nkey={file=\"/k\"}\n")).is_ok());
+        assert!(parse(&text("[tokens]\nstore=\"memory\"\n")).is_ok());
+        assert!(parse(&text("[tokens]\nstore=\"keyring\"\n")).unwrap_err().contains("tokens.store"));
+        let error = parse(&text("[tokens]\nkey=\"hunter2hunter2\"\n")).unwrap_err();
+        assert!(error.contains("must not be written") && !error.contains("hunter2"), "{error}");
+        assert!(parse(&text("[tokens]\nkye={file=\"/k\"}\n")).unwrap_err().contains("did you mean `key`"));
+    }
+
+    #[test]
+    fn every_credential_kind_and_cloud_is_understood() {
+        for credential in [
+            "kind=\"client-secret\",secret={env=\"S\"}",
+            "kind=\"client-certificate\",certificate={file=\"/c.pfx\"},password={env=\"P\"}",
+            "kind=\"client-certificate\",certificate={file=\"/c.pem\"}",
+            "kind=\"workload-identity\"",
+            "kind=\"workload-identity\",token_file=\"/t\"",
+            "kind=\"managed-identity\"",
+            "kind=\"managed-identity\",client_id=\"c\"",
+            "kind=\"azure-cli\"",
+            "kind=\"delegated\"",
+        ] {
+            for cloud in ["public", "usgov", "usgov-dod", "china"] {
+                let text = format!(
+                    "{VAULT}[tokens]\nkey={{env=\"K\"}}\n[[profile]]\nname=\"p\"\nkind=\"uo\"\ntenant=\"t\"\nclient_id=\"c\"\n\
+                     credential={{{credential}}}\ncloud=\"{cloud}\"\n"
+                );
+                parse(&text).unwrap_or_else(|error| panic!("{credential}, {cloud}: {error}"));
+            }
         }
     }
 

@@ -4,14 +4,16 @@
 //! patterns. Values by reference are resolved when a part is made of them, so that a command needs only the secrets it uses.
 
 mod check;
-
-pub(crate) use check::check_address;
+mod profile;
 mod text;
 
 use std::path::{Path, PathBuf};
 
+use dynavault_identity::Cloud;
 use serde::Deserialize;
 
+pub(crate) use check::check_address;
+pub(crate) use profile::{CredentialConfig, ProfileConfig, TokenStoreKind, TokensConfig};
 pub(crate) use text::Secret;
 pub use text::Text;
 
@@ -105,6 +107,9 @@ pub struct Config {
     /// What the process may use.
     #[serde(default)]
     pub limits: LimitsConfig,
+    /// Where sign-ins of people are kept.
+    #[serde(default)]
+    pub tokens: TokensConfig,
     /// App registrations.
     #[serde(default, rename = "profile")]
     pub profiles: Vec<ProfileConfig>,
@@ -122,8 +127,11 @@ pub struct Config {
 pub struct VaultConfig {
     /// `file:///…` or `azblob://ACCOUNT/CONTAINER/PREFIX`.
     pub url: Text,
-    /// Emulator, sovereign cloud, private link.
+    /// Emulator, private link.
     pub endpoint: Option<Text>,
+    /// The cloud whose storage and sign-in addresses are used where none is written out.
+    #[serde(default)]
+    pub cloud: Cloud,
     /// Credential of the store.
     pub auth: Option<AuthConfig>,
     /// age public keys to encrypt to.
@@ -150,7 +158,7 @@ pub enum AuthConfig {
         client_id: Text,
         /// The secret.
         secret: Secret,
-        /// Sign-in host, for sovereign clouds.
+        /// Sign-in host, when it is not the cloud's own.
         authority: Option<Text>,
     },
     /// App registration with a certificate.
@@ -159,8 +167,12 @@ pub enum AuthConfig {
         tenant: Text,
         /// Application id.
         client_id: Text,
-        /// The certificate with its key.
+        /// The certificate with its key, PEM or PFX.
         certificate: Secret,
+        /// Opens a PFX file or an encrypted key.
+        password: Option<Secret>,
+        /// Sign-in host, when it is not the cloud's own.
+        authority: Option<Text>,
     },
     /// Federated token of a Kubernetes service account.
     WorkloadIdentity {
@@ -221,80 +233,6 @@ pub enum EnvironmentKind {
     Ce,
     /// Unified Operations (Finance & Operations).
     Uo,
-}
-
-/// `[[profile]]`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProfileConfig {
-    /// Name, used by environments.
-    pub name: String,
-    /// Family of services.
-    pub kind: EnvironmentKind,
-    /// Tenant id or domain.
-    pub tenant: Text,
-    /// Application id.
-    pub client_id: Text,
-    /// How the application proves who it is.
-    pub credential: CredentialConfig,
-    /// Cloud.
-    #[serde(default)]
-    pub cloud: Cloud,
-    /// Sign-in host, when it is not the cloud's own.
-    pub authority: Option<Text>,
-    /// Microsoft Graph, when it is not the cloud's own.
-    pub graph: Option<Text>,
-}
-
-/// `credential` of a profile.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum CredentialConfig {
-    /// A secret of the app registration.
-    ClientSecret {
-        /// The secret.
-        secret: Secret,
-    },
-    /// A certificate of the app registration.
-    ClientCertificate {
-        /// The certificate with its key, PEM or PFX.
-        certificate: Secret,
-    },
-    /// Federated token of a Kubernetes service account.
-    WorkloadIdentity {
-        /// File of the federated token.
-        token_file: Option<PathBuf>,
-    },
-    /// Managed identity of the machine.
-    ManagedIdentity {},
-    /// A signed-in person.
-    Delegated {},
-}
-
-/// Which Microsoft cloud.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Cloud {
-    /// Public, and GCC.
-    #[default]
-    Public,
-    /// US government, GCC High.
-    Usgov,
-    /// US government, DoD.
-    UsgovDod,
-    /// China.
-    China,
-}
-
-impl Cloud {
-    /// Preferred sign-in host (`entra` protocol, section 1.1).
-    pub fn authority(self) -> &'static str {
-        match self {
-            Self::Public => "https://login.microsoftonline.com",
-            Self::Usgov | Self::UsgovDod => "https://login.microsoftonline.us",
-            Self::China => "https://login.partner.microsoftonline.cn",
-        }
-    }
 }
 
 /// `[[environment]]`.

@@ -7,7 +7,8 @@ use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::ConfigError;
-use dynavault_identity::SecretString;
+use dynavault_identity::{CERTIFICATE_BYTES_MAX, SecretString};
+use secrecy::SecretSlice;
 
 /// Largest file a value is read from.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -105,6 +106,19 @@ impl Secret {
     /// The secret itself.
     pub fn resolve(&self, what: &str) -> Result<SecretString, ConfigError> {
         self.0.resolve(what).map(SecretString::from)
+    }
+
+    /// The bytes of a certificate file, which need not be text.
+    pub fn resolve_bytes(&self, what: &str) -> Result<SecretSlice<u8>, ConfigError> {
+        let Text::File(path) = &self.0 else {
+            return self.0.resolve(what).map(|text| SecretSlice::from(text.into_bytes()));
+        };
+        let failed =
+            |source| ConfigError::MissingFile { what: what.to_string(), path: path.display().to_string(), source };
+        if std::fs::metadata(path).map_err(failed)?.len() > CERTIFICATE_BYTES_MAX as u64 {
+            return Err(failed(std::io::Error::other("it is too large for a certificate")));
+        }
+        std::fs::read(path).map(SecretSlice::from).map_err(failed)
     }
 }
 

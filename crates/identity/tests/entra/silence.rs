@@ -107,11 +107,13 @@ async fn no_secret_occurs_in_any_output_of_any_flow() {
         let error = source.token().await.unwrap_err();
         shown.push(format!("{error:?} {} {source:?} {credential:?}", chain(&error)));
     }
-    let verifier = parameter(&url, "state").unwrap();
+    let state = parameter(&url, "state").unwrap();
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     assert!(!log.is_empty());
     for (what, text) in [("log", log), ("shown", shown.concat())] {
-        for secret in ["SECRET-", "client_assertion=", "client_secret=", verifier.as_str()] {
+        for secret in
+            ["SECRET-", "client_assertion=", "client_secret=", "code_verifier=", "device_code=", state.as_str()]
+        {
             let at = text.find(secret);
             let around =
                 at.map(|at| &text[text.floor_char_boundary(at.saturating_sub(200))..][..300.min(text.len() - at)]);

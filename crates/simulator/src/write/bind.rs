@@ -1,7 +1,7 @@
 //! Finding rows by what clients write: keys in a URL and references in a body (dataverse 1.1, 6.2, 6.8).
 
 use crate::answer::{Refusal, write_json_text};
-use crate::database::RowKey;
+use crate::database::{Database, RowKey};
 use crate::query::{Options, decode};
 use crate::read::parse_key;
 use crate::route::split_key;
@@ -18,14 +18,8 @@ pub(super) enum Address {
 }
 
 /// Reads the key of a URL.
-pub(super) fn address(
-    context: &WriteContext<'_>,
-    table: usize,
-    text: &str,
-    options: &Options,
-) -> Result<Address, Refusal> {
-    let entry = &context.database.tables[table];
-    let def = &entry.def;
+pub(super) fn address(database: &Database, table: usize, text: &str, options: &Options) -> Result<Address, Refusal> {
+    let def = &database.tables[table].def;
     let (name, value) = text.split_once('=').unwrap_or(("", text));
     if name.is_empty() || name == def.primary_id || def.storage == Storage::Elastic {
         // Users and teams inherit their key, so that it has no name of their own (dataverse 2.6).
@@ -45,7 +39,7 @@ pub(super) fn address(
         .and_then(|rest| rest.strip_suffix('\''))
         .ok_or_else(|| Refusal::bad_query(format!("Error in URL key '{text}'.")))?
         .replace("''", "'");
-    let found = with_key(context, table, cell, &inside);
+    let found = with_key(database, table, cell, &inside);
     let mut raw = String::new();
     write_json_text(&inside, &mut raw);
     Ok(Address::Alternate { found, column: name.to_owned(), value: raw })
@@ -60,7 +54,7 @@ fn undefined_key(name: &str, table: &str) -> Refusal {
 }
 
 /// The row that has a text in its alternate key; the database ignores case.
-pub(super) fn with_key(context: &WriteContext<'_>, table: usize, cell: usize, text: &str) -> Option<RowKey> {
+pub(super) fn with_key(database: &Database, table: usize, cell: usize, text: &str) -> Option<RowKey> {
     let wanted = text.to_lowercase();
     let is_same = |raw: &str| {
         // Most cells are a plain text of another length, which needs no decoding.
@@ -71,7 +65,7 @@ pub(super) fn with_key(context: &WriteContext<'_>, table: usize, cell: usize, te
             serde_json::from_str::<String>(raw).is_ok_and(|text| text.to_lowercase() == wanted)
         }
     };
-    context.database.tables[table].rows.iter().find(|(_, row)| is_same(row.cell(cell))).map(|(key, _)| key.clone())
+    database.tables[table].rows.iter().find(|(_, row)| is_same(row.cell(cell))).map(|(key, _)| key.clone())
 }
 
 /// The primary key behind the key of a URL; a row with it need not exist, one with an alternate key must.
@@ -81,9 +75,14 @@ pub(crate) fn row_key(
     text: &str,
     options: &Options,
 ) -> Result<RowKey, Refusal> {
-    match address(context, table, text, options)? {
+    find_key(context.database, table, text, options)
+}
+
+/// The same for reading.
+pub(crate) fn find_key(database: &Database, table: usize, text: &str, options: &Options) -> Result<RowKey, Refusal> {
+    match address(database, table, text, options)? {
         Address::Primary(key) | Address::Alternate { found: Some(key), .. } => Ok(key),
-        Address::Alternate { found: None, .. } => Err(no_key_match(&context.database.tables[table].def.name)),
+        Address::Alternate { found: None, .. } => Err(no_key_match(&database.tables[table].def.name)),
     }
 }
 

@@ -176,10 +176,10 @@ fn address_of(context: &mut WriteContext<'_>, table: usize, target: &Body) -> Re
             .ok_or_else(|| bad_payload(&format!("The reference '{reference}' is not one of '{set}'.")))?
             .0
             .to_owned();
-        return address(context, table, &key, &options);
+        return address(context.database, table, &key, &options);
     }
     match target.text(&def.primary_id) {
-        Some(id) => address(context, table, &id, &options),
+        Some(id) => address(context.database, table, &id, &options),
         // A new row without an id (dataverse 6.12 does not say; an upsert on nothing creates).
         None => Err(Refusal::new(400, "0x80040203", format!("The primary key '{}' is missing.", def.primary_id))),
     }

@@ -43,7 +43,7 @@ use crate::route::{self, Request, Route, Verb};
 use crate::shared::Shared;
 use crate::{actions, uploads};
 
-pub(crate) use bind::{resolve, row_key};
+pub(crate) use bind::{find_key, resolve, row_key};
 pub(crate) use body::{Body, bad_payload};
 pub(crate) use caller::Caller;
 pub(crate) use effects::stamp_update;

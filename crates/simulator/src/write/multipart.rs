@@ -75,6 +75,9 @@ pub(super) fn parse(body: &[u8], boundary: &str) -> Result<Vec<Part>, Refusal> {
         return Err(unreadable("a line ends without a carriage return"));
     }
     let mut parts = Vec::new();
+    if !body.ends_with(b"\r\n") {
+        return Err(unreadable("the last line does not end"));
+    }
     for section in split(body, boundary)? {
         let (headers, content) = head(section)?;
         let content_type = headers.get("content-type").unwrap_or_default();
@@ -97,7 +100,7 @@ pub(super) fn parse(body: &[u8], boundary: &str) -> Result<Vec<Part>, Refusal> {
     Ok(parts)
 }
 
-/// The sections between the delimiters; the closing one must end its line.
+/// The sections between the delimiters. The line break after a closing one may belong to what follows.
 fn split<'a>(body: &'a [u8], boundary: &str) -> Result<Vec<&'a [u8]>, Refusal> {
     let delimiter = format!("--{boundary}");
     let delimiter = delimiter.as_bytes();
@@ -114,11 +117,10 @@ fn split<'a>(body: &'a [u8], boundary: &str) -> Result<Vec<&'a [u8]>, Refusal> {
                 // The line break before a delimiter belongs to it.
                 sections.push(body.get(start..line.saturating_sub(2)).unwrap_or_default());
             }
-            let next = end.ok_or_else(|| unreadable("the last line does not end"))? + 2;
             if rest == b"--" {
                 return Ok(sections);
             }
-            start = Some(next);
+            start = end.map(|end| end + 2);
         }
         line = end.map_or(body.len(), |end| end + 2);
     }
@@ -239,6 +241,12 @@ mod tests {
         assert_eq!(set[0].content_id.as_deref(), Some("1"));
         assert_eq!(&set[0].body[..], b"{\"lastname\":\"--b\"}");
         assert_eq!(set[0].headers.get("content-type"), Some("application/json"));
+    }
+
+    #[test]
+    fn a_change_set_may_share_its_last_line_break_with_the_batch() {
+        let parts = parse(TEXT.replace("--c--\r\n\r\n--b--", "--c--\r\n--b--").as_bytes(), "b").unwrap();
+        assert!(matches!(&parts[1], Part::ChangeSet(set) if set.len() == 1));
     }
 
     #[test]

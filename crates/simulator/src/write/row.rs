@@ -86,7 +86,7 @@ pub(super) fn patch(
         // The parameter is for GET and DELETE (dataverse 8.12).
         return Err(Refusal::bad_query("The query parameter partitionId is not supported."));
     }
-    let (key, preset) = match address(context, table, key, options)? {
+    let (key, preset) = match address(context.database, table, key, options)? {
         Address::Primary(key) => (key_of_body(context, table, key, &body)?, None),
         Address::Alternate { found: Some(key), .. } => (key, None),
         Address::Alternate { found: None, .. } if conditions.matches.is_some() => {
@@ -373,7 +373,7 @@ fn check_alternate_key(
         return Ok(());
     }
     let text: String = serde_json::from_str(&cells[cell]).unwrap_or_default();
-    match with_key(context, table, cell, &text) {
+    match with_key(context.database, table, cell, &text) {
         Some(other) if other != *key => Err(Refusal::new(
             412,
             "0x80060892",

@@ -255,4 +255,6 @@ async fn attachments_are_created_with_their_body_and_can_share_one() {
     second.as_object_mut().unwrap().remove("@odata.type");
     client.create("activitymimeattachments", &id(3), second).await;
     assert_eq!(stored(&simulator, &id(3), "body").unwrap().1, b"attached");
+    let unknown = json!({"filename": "b.txt", "attachmentid": id(99)});
+    assert_eq!(client.message("activitymimeattachments", unknown).await.refusal(), (404, "0x80040217".to_owned()));
 }

@@ -114,7 +114,9 @@ impl Client {
     pub(crate) async fn batch(&self, headers: &[(&str, &str)], parts: &[String]) -> Reply {
         let mut body = String::new();
         for part in parts {
-            body.push_str(&format!("--batch_1\r\n{part}\r\n"));
+            body.push_str("--batch_1\r\n");
+            body.push_str(part);
+            body.push_str("\r\n");
         }
         body.push_str("--batch_1--\r\n");
         let mut all = vec![("content-type", "multipart/mixed; boundary=\"batch_1\"")];
@@ -135,7 +137,10 @@ pub(crate) fn part(line: &str, headers: &str, body: &Value) -> String {
 pub(crate) fn change_set(requests: &[(&str, Value)]) -> String {
     let mut text = String::from("Content-Type: multipart/mixed; boundary=changeset_1\r\n\r\n");
     for (index, (line, body)) in requests.iter().enumerate() {
-        text.push_str(&format!("--changeset_1\r\nContent-ID: {}\r\n{}\r\n", index + 1, part(line, "", body)));
+        let head = format!("--changeset_1\r\nContent-ID: {}\r\n", index + 1);
+        text.push_str(&head);
+        text.push_str(&part(line, "", body));
+        text.push_str("\r\n");
     }
     text.push_str("--changeset_1--\r\n");
     text

@@ -1,0 +1,643 @@
+//! An environment and a vault in memory, small enough to be written down beside a test.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dynavault_model::{
+    Abilities, Ability, Birth, Call, Clock, Column, ColumnKind, ColumnRule, ContentColumn, ContentEnd, ContentItem,
+    ContentKind, EnvironmentIdentity, LinkEnd, PageEnd, PageRequest, Platform, Relationship, Row, RowId, RowKey,
+    RowSource, RowTarget, RowWrite, RunId, RunKind, RunReport, RunStatus, SharedContentSink, SharedSink, SnapshotId,
+    SourceError, StateRule, TableListing, TableMode, TableRef, TableRules, TableSchema, TableStatus, Tally, Treatment,
+    Upload, WriteKind, WriteOptions, WriteOutcome, scan,
+};
+use dynavault_restore::{Op, PlanFile, PlanRequest, PlanSummary, PlanTarget, RestoreError, plan};
+use dynavault_store::MemoryStore;
+use dynavault_vault::{
+    ContentReference, Coverage, CutWindow, FORMAT, Identities, Manifest, Recipients, SegmentKind, SegmentWriter,
+    TableManifest, Vault, version_hash,
+};
+use jiff::Timestamp;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+/// Rows of a page: pages have to be followed.
+const PAGE_ROWS: u32 = 3;
+/// Rows of a write request.
+const BATCH_ROWS: u64 = 10;
+
+/// A clock that stands still.
+pub(crate) struct Still;
+
+#[async_trait]
+impl Clock for Still {
+    fn now(&self) -> Timestamp {
+        Timestamp::UNIX_EPOCH
+    }
+
+    fn elapsed(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    async fn sleep(&self, _duration: Duration) {}
+}
+
+/// The id of a test row: `id(7)` ends in 7.
+pub(crate) fn id(n: u32) -> String {
+    format!("00000000-0000-0000-0000-{n:012}")
+}
+
+/// A table being described.
+#[derive(Clone)]
+pub(crate) struct Table {
+    pub(crate) schema: TableSchema,
+    pub(crate) rules: TableRules,
+}
+
+impl Table {
+    pub(crate) fn new(name: &str) -> Self {
+        let key = format!("{name}id");
+        let table = Self {
+            schema: TableSchema {
+                table: TableRef { platform: Platform::Ce, name: name.into() },
+                entity_set: format!("{name}s"),
+                key: vec![key.clone()],
+                columns: Vec::new(),
+                content: Vec::new(),
+                tracked: false,
+                page_rows_max: PAGE_ROWS,
+                not_captured: Vec::new(),
+                definition: serde_json::json!({"LogicalName": name}),
+            },
+            rules: TableRules {
+                table: name.into(),
+                treatment: Treatment::Rows,
+                columns: Vec::new(),
+                state: None,
+                owner: None,
+                created_on: None,
+                created_by: None,
+                guards_versions: true,
+                parents: Vec::new(),
+                is_activity: false,
+            },
+        };
+        table.column(&key, &key, ColumnKind::Key, (true, false), None).fixed("versionnumber").fixed("modifiedon")
+    }
+
+    fn column(
+        mut self,
+        name: &str,
+        member: &str,
+        kind: ColumnKind,
+        (create, update): (bool, bool),
+        not_written: Option<&'static str>,
+    ) -> Self {
+        let (column, member) = (name.to_string(), member.to_string());
+        self.schema.columns.push(Column {
+            name: column.clone(),
+            member: member.clone(),
+            kind: "StringType".into(),
+            secured: false,
+        });
+        self.rules.columns.push(ColumnRule { member, column, kind, create, update, required: false, not_written });
+        self
+    }
+
+    /// A column the service sets.
+    pub(crate) fn fixed(self, name: &str) -> Self {
+        self.column(name, name, ColumnKind::Value, (false, false), Some("server-set"))
+    }
+
+    pub(crate) fn text(self, name: &str, most: u64) -> Self {
+        self.column(name, name, ColumnKind::Text(Some(most)), (true, true), None)
+    }
+
+    pub(crate) fn number(self, name: &str) -> Self {
+        self.column(name, name, ColumnKind::Value, (true, true), None)
+    }
+
+    pub(crate) fn choice(self, name: &str, values: &[i64]) -> Self {
+        self.column(name, name, ColumnKind::Choice { values: values.to_vec(), multi: false }, (true, true), None)
+    }
+
+    /// A lookup that deletes nothing.
+    pub(crate) fn lookup(mut self, name: &str, targets: &[&str]) -> Self {
+        let member = format!("_{name}_value");
+        for target in targets {
+            let parent = (*target).to_string();
+            self.rules.parents.push(Relationship { member: member.clone(), parent, deletes: false });
+        }
+        let targets = targets.iter().map(|target| (*target).to_string()).collect();
+        self.column(name, &member, ColumnKind::Lookup { targets }, (true, true), None)
+    }
+
+    /// The last column is required; its relationships delete.
+    pub(crate) fn required(mut self) -> Self {
+        if let Some(rule) = self.rules.columns.last_mut() {
+            rule.required = true;
+            let member = rule.member.clone();
+            for relation in self.rules.parents.iter_mut().filter(|relation| relation.member == member) {
+                relation.deletes = true;
+            }
+        }
+        self
+    }
+
+    pub(crate) fn owner(mut self) -> Self {
+        self.rules.owner = Some("_ownerid_value".into());
+        let targets = vec!["systemuser".into(), "team".into()];
+        self.column("ownerid", "_ownerid_value", ColumnKind::Lookup { targets }, (true, true), None)
+    }
+
+    pub(crate) fn created_on(mut self) -> Self {
+        self.rules.created_on = Some(("overriddencreatedon".into(), "createdon".into()));
+        self.fixed("createdon")
+    }
+
+    /// States 0 (open, statuses 1 and 2) and 1 (closed).
+    pub(crate) fn state(mut self, close: Option<(&str, &str)>) -> Self {
+        self.rules.state = Some(StateRule {
+            state: "statecode".into(),
+            status: "statuscode".into(),
+            initial: 0,
+            initial_statuses: vec![1, 2],
+            closed: vec![1],
+            close_table: close.map(|(table, member)| (table.into(), member.into())),
+        });
+        let all = ColumnKind::Choice { values: Vec::new(), multi: false };
+        self.column("statecode", "statecode", all.clone(), (false, true), None).column(
+            "statuscode",
+            "statuscode",
+            all,
+            (true, true),
+            None,
+        )
+    }
+
+    pub(crate) fn file(mut self, name: &str) -> Self {
+        self.schema.content.push(ContentColumn {
+            column: name.into(),
+            kind: ContentKind::File,
+            version_member: name.into(),
+            presence_member: name.into(),
+            name_member: None,
+        });
+        self.column(name, name, ColumnKind::Content, (false, false), Some("content"))
+    }
+
+    pub(crate) fn activity(mut self) -> Self {
+        self.rules.is_activity = true;
+        self
+    }
+
+    pub(crate) fn treated(mut self, treatment: Treatment) -> Self {
+        self.rules.treatment = treatment;
+        self
+    }
+
+    /// A table of links between two tables.
+    pub(crate) fn links(name: &str, first: (&str, &str), second: (&str, &str)) -> Self {
+        let end = |(table, member): (&str, &str)| LinkEnd { table: table.into(), member: member.into() };
+        let closed = (false, false);
+        Self::new(name)
+            .column(first.1, first.1, ColumnKind::Value, closed, None)
+            .column(second.1, second.1, ColumnKind::Value, closed, None)
+            .treated(Treatment::Links { first: end(first), second: end(second) })
+    }
+
+    /// A row of the table as the service sends it. Members whose names are columns with lookups are given as `"table:n"`.
+    pub(crate) fn row(&self, n: u32, values: &serde_json::Value) -> String {
+        let mut text = format!("{{\"@odata.etag\":\"W/\\\"{n}\\\"\",\"{}\":\"{}\"", self.schema.key[0], id(n));
+        for (name, value) in values.as_object().into_iter().flatten() {
+            let lookup = value.as_str().and_then(|value| value.split_once(':')).filter(|_| name.starts_with('_'));
+            match lookup {
+                Some((table, n)) => {
+                    let target = id(n.parse().unwrap());
+                    text += &format!(
+                        ",\"{name}\":\"{target}\",\"{name}@Microsoft.Dynamics.CRM.lookuplogicalname\":\"{table}\""
+                    );
+                }
+                None => text += &format!(",\"{name}\":{value}"),
+            }
+        }
+        text + "}"
+    }
+}
+
+type Rows = BTreeMap<String, String>;
+type BirthOf = Box<dyn Fn(&TableRules, &Row<'_>) -> Birth + Send + Sync>;
+
+/// An environment.
+pub(crate) struct World {
+    pub(crate) organization: String,
+    pub(crate) tables: BTreeMap<String, (Table, Rows)>,
+    pub(crate) bin: BTreeSet<String>,
+    pub(crate) birth: BirthOf,
+    pub(crate) abilities: Abilities,
+    pub(crate) requests: AtomicU64,
+    /// Largest number of keys asked for at once, to see that rows were read by key.
+    pub(crate) asked: Mutex<Vec<String>>,
+}
+
+impl World {
+    pub(crate) fn new(tables: &[&Table]) -> Self {
+        let tables = tables.iter().map(|t| (t.schema.table.name.clone(), ((*t).clone(), Rows::new()))).collect();
+        Self {
+            organization: "11111111-0000-0000-0000-000000000000".into(),
+            tables,
+            bin: BTreeSet::new(),
+            birth: Box::new(|_, _| Birth::Written),
+            abilities: Abilities {
+                bypass_logic: Ability::Granted,
+                created_on: Ability::Granted,
+                on_behalf: Ability::Granted,
+                privileges: None,
+                recycle_bin: Vec::new(),
+                base_currency_id: None,
+            },
+            requests: AtomicU64::new(0),
+            asked: Mutex::default(),
+        }
+    }
+
+    /// Puts a row in.
+    pub(crate) fn put(&mut self, table: &str, n: u32, values: serde_json::Value) {
+        let (described, rows) = self.tables.get_mut(table).unwrap();
+        let row = described.row(n, &values);
+        rows.insert(id(n), row);
+    }
+
+    fn described(&self, table: &TableSchema) -> &(Table, Rows) {
+        &self.tables[&table.table.name]
+    }
+}
+
+fn deliver(row: &str, sink: &SharedSink) {
+    let mut members = Vec::new();
+    scan(row.as_bytes(), &mut members).unwrap();
+    sink.lock().unwrap().row(&Row::new(row.as_bytes(), &members)).unwrap();
+}
+
+#[async_trait]
+impl RowSource for World {
+    async fn identity(&self, _call: &Call) -> Result<EnvironmentIdentity, SourceError> {
+        Ok(identity(&self.organization))
+    }
+
+    async fn discover(&self, _call: &Call) -> Result<Vec<TableListing>, SourceError> {
+        let listing = |(table, _): &(Table, Rows)| TableListing {
+            table: table.schema.table.clone(),
+            schema: Ok(table.schema.clone()),
+        };
+        Ok(self.tables.values().map(listing).collect())
+    }
+
+    async fn rediscover(&self, _table: &TableSchema, _call: &Call) -> Result<TableListing, SourceError> {
+        Err(SourceError::Cancelled)
+    }
+
+    async fn read_page(
+        &self,
+        table: &TableSchema,
+        page: &PageRequest,
+        sink: SharedSink,
+        _call: &Call,
+    ) -> Result<PageEnd, SourceError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let from: usize = match page {
+            PageRequest::First { .. } => 0,
+            PageRequest::Link(link) => link.parse().unwrap(),
+        };
+        let rows = &self.described(table).1;
+        rows.values().skip(from).take(PAGE_ROWS as usize).for_each(|row| deliver(row, &sink));
+        let next = from + PAGE_ROWS as usize;
+        Ok(PageEnd { next: (next < rows.len()).then(|| next.to_string()), ..PageEnd::default() })
+    }
+
+    async fn is_live(&self, _table: &TableSchema, _key: &str, _call: &Call) -> Result<bool, SourceError> {
+        Ok(false)
+    }
+
+    async fn read_content(
+        &self,
+        _table: &TableSchema,
+        _column: &ContentColumn,
+        _item: &ContentItem,
+        _sink: SharedContentSink,
+        _call: &Call,
+    ) -> Result<ContentEnd, SourceError> {
+        Err(SourceError::Cancelled)
+    }
+
+    async fn approximate_rows(&self, tables: &[TableSchema], _call: &Call) -> Result<Vec<(String, u64)>, SourceError> {
+        let count = |table: &TableSchema| (table.table.name.clone(), self.described(table).1.len() as u64);
+        Ok(tables.iter().map(count).collect())
+    }
+
+    fn service_time(&self) -> Option<Timestamp> {
+        None
+    }
+}
+
+#[async_trait]
+impl RowTarget for World {
+    async fn abilities(&self, _call: &Call) -> Result<Abilities, SourceError> {
+        Ok(self.abilities.clone())
+    }
+
+    fn rules(&self, schema: &TableSchema) -> TableRules {
+        self.described(schema).0.rules.clone()
+    }
+
+    fn birth(&self, rules: &TableRules, row: &Row<'_>) -> Birth {
+        (self.birth)(rules, row)
+    }
+
+    fn batch_rows(&self, _table: &TableSchema, _kind: WriteKind) -> usize {
+        BATCH_ROWS as usize
+    }
+
+    fn requests_for(&self, _table: &TableSchema, _kind: WriteKind, rows: u64) -> u64 {
+        rows.div_ceil(BATCH_ROWS)
+    }
+
+    async fn read_rows(
+        &self,
+        table: &TableSchema,
+        keys: &[RowKey],
+        sink: SharedSink,
+        _call: &Call,
+    ) -> Result<(), SourceError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.asked.lock().unwrap().push(table.table.name.clone());
+        let rows = &self.described(table).1;
+        keys.iter().filter_map(|key| rows.get(&key.id)).for_each(|row| deliver(row, &sink));
+        Ok(())
+    }
+
+    async fn in_bin(&self, _table: &TableSchema, keys: &[RowKey], _call: &Call) -> Result<Vec<RowKey>, SourceError> {
+        Ok(keys.iter().filter(|key| self.bin.contains(&key.id)).cloned().collect())
+    }
+
+    async fn write(
+        &self,
+        _table: &TableSchema,
+        _kind: WriteKind,
+        _rows: &[RowWrite],
+        _options: &WriteOptions,
+        _call: &Call,
+    ) -> Result<Vec<WriteOutcome>, SourceError> {
+        panic!("a planner never writes");
+    }
+
+    async fn upload(
+        &self,
+        _table: &TableSchema,
+        _column: &ContentColumn,
+        _key: &RowKey,
+        _upload: &Upload,
+        _options: &WriteOptions,
+        _call: &Call,
+    ) -> Result<WriteOutcome, SourceError> {
+        panic!("a planner never writes");
+    }
+
+    async fn clear(
+        &self,
+        _table: &TableSchema,
+        _column: &ContentColumn,
+        _key: &RowKey,
+        _options: &WriteOptions,
+        _call: &Call,
+    ) -> Result<WriteOutcome, SourceError> {
+        panic!("a planner never writes");
+    }
+}
+
+pub(crate) fn identity(organization: &str) -> EnvironmentIdentity {
+    EnvironmentIdentity {
+        organization_id: organization.into(),
+        environment_id: None,
+        tenant_id: None,
+        friendly_name: None,
+        version: None,
+        base_currency_id: None,
+        change_tracking_days: None,
+        user_id: id(0),
+    }
+}
+
+/// Puts a world into a vault, with a file of `content` for each (table, row, column).
+pub(crate) async fn snapshot(world: &World, content: &[(&str, u32, &str)]) -> (Vault, Arc<Manifest>) {
+    let store = Arc::new(MemoryStore::new());
+    let clock: Arc<dyn Clock> = Arc::new(Still);
+    let vault =
+        Vault::open_or_create(store, Recipients::default(), Identities::default(), clock, "test").await.unwrap();
+    let writer = vault.writer("prod");
+    let snapshot = SnapshotId::new(&Still);
+    let window = CutWindow { first_read: Timestamp::UNIX_EPOCH, last_read: Timestamp::UNIX_EPOCH, skew_seconds: None };
+    let mut tables = Vec::new();
+    for (name, (table, rows)) in &world.tables {
+        let (schema, _) = writer.put_schema(&table.schema).await.unwrap();
+        let references: Vec<_> = content.iter().filter(|(owner, _, _)| owner == name).copied().collect();
+        let references: Vec<ContentReference> = references.into_iter().map(reference).collect();
+        let (vault, handle, name, own) = (writer.clone(), Handle::current(), name.clone(), table.schema.clone());
+        let (rows, table_name) = (rows.clone(), name.clone());
+        let segments = tokio::task::spawn_blocking(move || {
+            let mut members = Vec::new();
+            let mut segments = Vec::new();
+            if !rows.is_empty() {
+                let mut segment = SegmentWriter::create(&vault, &handle, &table_name, SegmentKind::Rows).unwrap();
+                for row in rows.values() {
+                    scan(row.as_bytes(), &mut members).unwrap();
+                    let row = Row::new(row.as_bytes(), &members);
+                    segment.push(own.row_id(&row).unwrap(), row.hash(), &row).unwrap();
+                }
+                segments.push(segment.finish().unwrap().info);
+            }
+            if !references.is_empty() {
+                let mut segment = SegmentWriter::create(&vault, &handle, &table_name, SegmentKind::Content).unwrap();
+                for reference in &references {
+                    let json = serde_json::to_vec(reference).unwrap();
+                    scan(&json, &mut members).unwrap();
+                    let key = RowId::of_key(&[reference.row.as_bytes(), reference.column.as_bytes()]);
+                    segment.push(key, version_hash(&reference.version), &Row::new(&json, &members)).unwrap();
+                }
+                segments.push(segment.finish().unwrap().info);
+            }
+            segments
+        })
+        .await
+        .unwrap();
+        let live_rows = world.tables[&name].1.len() as u64;
+        tables.push(TableManifest {
+            table: name,
+            entity_set: table.schema.entity_set.clone(),
+            key: table.schema.key.clone(),
+            mode: TableMode::Full,
+            status: TableStatus::Succeeded,
+            captured_by: snapshot,
+            schema,
+            segments,
+            live_rows,
+            coverage: Coverage { expected: None, captured: live_rows, refused: 0, reason: None },
+            delta: None,
+            window: window.clone(),
+            unobserved: None,
+            schema_drift: None,
+        });
+    }
+    let manifest = Manifest {
+        format: FORMAT,
+        snapshot,
+        environment: "prod".into(),
+        identity: identity(&world.organization),
+        run: RunId::new(&Still),
+        created: Timestamp::UNIX_EPOCH,
+        previous: None,
+        tables,
+        refused: Vec::new(),
+        excluded: Vec::new(),
+        gone: Vec::new(),
+        window,
+        report: report(snapshot),
+        tool: "test".into(),
+    };
+    (vault, Arc::new(manifest))
+}
+
+fn reference((_, row, column): (&str, u32, &str)) -> ContentReference {
+    ContentReference {
+        row: id(row),
+        column: column.into(),
+        version: "\"v\"".into(),
+        name: Some("a.txt".into()),
+        mime: None,
+        bytes: 5_000_000,
+        sha256: format!("{row:064}"),
+        encrypted: false,
+        note: None,
+    }
+}
+
+fn report(snapshot: SnapshotId) -> RunReport {
+    RunReport {
+        run: RunId::new(&Still),
+        kind: RunKind::Backup,
+        environment: "prod".into(),
+        status: RunStatus::Succeeded,
+        snapshot: Some(snapshot),
+        started: Timestamp::UNIX_EPOCH,
+        finished: None,
+        tables: Vec::new(),
+        excluded: Vec::new(),
+        gone: Vec::new(),
+        requests: 0,
+        retries: 0,
+        throttled: 0,
+        bytes_received: 0,
+        bytes_raw: 0,
+        bytes_stored: 0,
+        peak_memory_bytes: 0,
+        resumed_from: None,
+        error: None,
+    }
+}
+
+/// A plan and its operations.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    pub(crate) summary: PlanSummary,
+    pub(crate) ops: Vec<Op>,
+    pub(crate) text: String,
+}
+
+/// Plans a restore of what `before` was into what `now` is.
+pub(crate) async fn planned(
+    before: &World,
+    content: &[(&str, u32, &str)],
+    now: World,
+    request: PlanRequest,
+) -> Result<Planned, RestoreError> {
+    let folder = tempfile::tempdir().unwrap();
+    let (vault, manifest) = snapshot(before, content).await;
+    let now = Arc::new(now);
+    planned_in(folder.path(), &vault, manifest, now, request).await
+}
+
+/// The same, with everything made already.
+pub(crate) async fn planned_in(
+    folder: &Path,
+    vault: &Vault,
+    manifest: Arc<Manifest>,
+    now: Arc<World>,
+    request: PlanRequest,
+) -> Result<Planned, RestoreError> {
+    let call = Call { tally: Arc::new(Tally::default()), cancel: CancellationToken::new() };
+    let listings = now.discover(&call).await.unwrap();
+    let target = PlanTarget {
+        rows: Arc::clone(&now) as Arc<dyn RowSource>,
+        writes: Arc::clone(&now) as Arc<dyn RowTarget>,
+        listings,
+        abilities: now.abilities.clone(),
+        identity: identity(&now.organization),
+        name: "prod".into(),
+    };
+    let scratch = folder.join("scratch");
+    std::fs::create_dir_all(&scratch).unwrap();
+    let out = folder.join("plan.jsonl");
+    let (observer, clock) = (Arc::new(()), Arc::new(Still));
+    let summary = plan(vault, manifest, target, request, &scratch, &out, observer, clock, &call).await?;
+    assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0, "scratch files are left behind");
+    let file = PlanFile::open(&out).unwrap();
+    let ops = file.ops().unwrap().collect::<Result<Vec<Op>, _>>().unwrap();
+    assert_eq!((summary.ops, ops.len() as u64), (file.end().ops, file.end().ops));
+    Ok(Planned { summary, ops, text: std::fs::read_to_string(&out).unwrap() })
+}
+
+impl Planned {
+    /// Operations in short: step, wave, table, kind, row, what is set.
+    pub(crate) fn short(&self) -> Vec<String> {
+        self.ops
+            .iter()
+            .map(|op| {
+                let word = |value: &dyn erased::Word| value.word();
+                let n: u32 = op.key.id[24..].parse().unwrap();
+                let set = op.set.as_ref().map_or("", |set| set.get());
+                let set = set.replace("@Microsoft.Dynamics.CRM.lookuplogicalname", "@");
+                let set = set.replace("00000000-0000-0000-0000-", "").replace("000000000", "");
+                format!("{} {} {} {} {n} {set}", word(&op.step), op.wave, op.table, word(&op.action))
+            })
+            .collect()
+    }
+
+    /// Codes of the findings with the rows they are about.
+    pub(crate) fn codes(&self) -> BTreeMap<String, u64> {
+        let mut codes = BTreeMap::new();
+        for finding in &self.summary.findings {
+            *codes.entry(finding.code.clone()).or_default() += finding.rows;
+        }
+        codes
+    }
+
+    pub(crate) fn finding(&self, code: &str) -> &str {
+        &self.summary.findings.iter().find(|finding| finding.code == code).unwrap().message
+    }
+}
+
+/// Words of enumerations as the plan spells them.
+mod erased {
+    pub(crate) trait Word {
+        fn word(&self) -> String;
+    }
+
+    impl<T: serde::Serialize> Word for T {
+        fn word(&self) -> String {
+            serde_json::to_value(self).unwrap().as_str().unwrap().to_string()
+        }
+    }
+}
