@@ -65,6 +65,17 @@ pub(crate) enum Command {
     /// The configuration file.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Test sign-in, permissions, storage rights, clock and disk, and say how to mend what fails.
+    #[command(
+        after_help = "Example: dynavault doctor contoso-prod\n\nEnds with 0 (also with warnings), 2 configuration, 6 sign-in or permission, 1 anything else."
+    )]
+    Doctor {
+        /// Only this environment and its profiles.
+        environment: Option<String>,
+    },
+    /// App profiles: app registrations, and how we sign in with them.
+    #[command(subcommand)]
+    Profile(ProfileCommand),
     /// Environments.
     #[command(subcommand)]
     Env(EnvCommand),
@@ -159,6 +170,134 @@ pub(crate) enum ConfigCommand {
     /// Read the configuration and say what is wrong with it.
     #[command(after_help = "Example: dynavault config check --config ./dynavault.toml")]
     Check,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ProfileCommand {
+    /// Configured profiles, and who is signed in with them.
+    #[command(after_help = "Example: dynavault profile list --json")]
+    List,
+    /// Append a profile to the configuration file; secrets are named by reference.
+    #[command(
+        after_help = "Example: dynavault profile add contoso-ce --kind ce --tenant contoso.com --client-id 11111111-1111-1111-1111-111111111111 --credential client-secret --secret-env CE_SECRET"
+    )]
+    Add(Box<AddProfile>),
+    /// Sign a person in with a profile of kind `delegated`.
+    #[command(after_help = "Example: dynavault profile login contoso-me --device-code")]
+    Login {
+        /// The profile.
+        profile: String,
+        #[command(flatten)]
+        way: LoginArgs,
+    },
+    /// Sign in again as the same person; name and history of the profile stay.
+    #[command(after_help = "Example: dynavault profile reauthorize contoso-me")]
+    Reauthorize {
+        /// The profile.
+        profile: String,
+        #[command(flatten)]
+        way: LoginArgs,
+        /// Hand the profile over to another person or tenant.
+        #[arg(long)]
+        switch_user: bool,
+    },
+    /// Forget the sign-in of a profile on this machine.
+    #[command(after_help = "Example: dynavault profile logout contoso-me")]
+    Logout {
+        /// The profile.
+        profile: String,
+    },
+    /// Print the page at which an administrator grants what a profile needs.
+    #[command(after_help = "Example: dynavault profile consent-url contoso-ce")]
+    ConsentUrl {
+        /// The profile.
+        profile: String,
+    },
+    /// Sign in, and print the permission table with what is granted, missing and not needed.
+    #[command(
+        after_help = "Example: dynavault profile check contoso-ce --json\n\nEnds with 6 when something needed is missing."
+    )]
+    Check {
+        /// The profile.
+        profile: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct LoginArgs {
+    /// Enter a code on another device instead of using a browser here.
+    #[arg(long)]
+    pub(crate) device_code: bool,
+    /// Print the address and open no browser.
+    #[arg(long, conflicts_with = "device_code")]
+    pub(crate) no_browser: bool,
+    /// Show the permissions again, also those that were added since the last time.
+    #[arg(long, conflicts_with = "device_code")]
+    pub(crate) consent: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct AddProfile {
+    /// Name of the new profile.
+    pub(crate) name: String,
+    /// Family of services.
+    #[arg(long, value_parser = ["ce", "uo"])]
+    pub(crate) kind: String,
+    /// Tenant id or domain.
+    #[arg(long)]
+    pub(crate) tenant: String,
+    /// Application (client) id.
+    #[arg(long)]
+    pub(crate) client_id: String,
+    /// How the application proves who it is.
+    #[arg(long, value_enum)]
+    pub(crate) credential: CredentialArg,
+    /// Environment variable with the client secret.
+    #[arg(long, value_name = "NAME", conflicts_with = "secret_file")]
+    pub(crate) secret_env: Option<String>,
+    /// File with the client secret.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) secret_file: Option<String>,
+    /// File with the certificate and its key, PEM or PFX.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) certificate_file: Option<String>,
+    /// Environment variable with the password of the certificate.
+    #[arg(long, value_name = "NAME", conflicts_with = "password_file")]
+    pub(crate) password_env: Option<String>,
+    /// File with the password of the certificate.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) password_file: Option<String>,
+    /// File with the federated token; the usual webhook's when left out.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) token_file: Option<String>,
+    /// Application id of a user-assigned managed identity; the machine's own when left out.
+    #[arg(long, value_name = "ID")]
+    pub(crate) identity_client_id: Option<String>,
+    /// Which Microsoft cloud.
+    #[arg(long, value_parser = ["public", "usgov", "usgov-dod", "china"])]
+    pub(crate) cloud: Option<String>,
+    /// Sign-in host, when it is not the cloud's own.
+    #[arg(long, value_name = "URL")]
+    pub(crate) authority: Option<String>,
+    /// Microsoft Graph, when it is not the cloud's own.
+    #[arg(long, value_name = "URL")]
+    pub(crate) graph: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CredentialArg {
+    /// A secret of the app registration.
+    ClientSecret,
+    /// A certificate of the app registration.
+    ClientCertificate,
+    /// Federated token of a Kubernetes service account.
+    WorkloadIdentity,
+    /// Managed identity of the machine.
+    ManagedIdentity,
+    /// The signed-in user of the Azure command line, for developers.
+    AzureCli,
+    /// A person, who signs in with `profile login`.
+    Delegated,
 }
 
 #[derive(Debug, Subcommand)]

@@ -3,9 +3,11 @@
 mod backup;
 #[cfg(feature = "demo")]
 mod demo;
+mod doctor;
 mod env;
 mod export;
 mod history;
+mod profile;
 mod restore;
 mod setup;
 #[cfg(feature = "demo")]
@@ -43,6 +45,8 @@ async fn dispatch(command: Command, global: &Global, cancel: CancellationToken) 
         Command::Key(command) => setup::key(command),
         Command::Completions { shell } => Ok(setup::completions(shell)),
         Command::Man { folder } => setup::man(&folder),
+        Command::Doctor { environment } => doctor::run(environment, global, &cancel).await,
+        Command::Profile(command) => profile::run(command, global, cancel).await,
         Command::Env(EnvCommand::List) => env::list(global),
         Command::Env(EnvCommand::Tables { environment }) => env::tables(environment, global, cancel).await,
         Command::Env(EnvCommand::Whoami { environment }) => env::whoami(environment, global, cancel).await,

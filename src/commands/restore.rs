@@ -217,7 +217,16 @@ pub(super) fn summary(plan: &PlanFile) -> Result<(), dynavault_engine::Failure> 
         .collect();
     if !rows.is_empty() {
         let headers = [
-            "table", ">selected", ">create", ">update", ">links", ">files", ">state", ">delete", ">unchanged", ">conflicts",
+            "table",
+            ">selected",
+            ">create",
+            ">update",
+            ">links",
+            ">files",
+            ">state",
+            ">delete",
+            ">unchanged",
+            ">conflicts",
             ">impossible",
         ];
         print::talk(&print::table_text(&headers, &rows));
@@ -233,7 +242,9 @@ pub(super) fn summary(plan: &PlanFile) -> Result<(), dynavault_engine::Failure> 
     }
     let conflicts = plan.end().counts.conflicts;
     if conflicts > 0 {
-        for line in plan.lines()?.filter_map(Result::ok).take_while(|line| !matches!(line, PlanLine::Op(_))).take(10_000) {
+        for line in
+            plan.lines()?.filter_map(Result::ok).take_while(|line| !matches!(line, PlanLine::Op(_))).take(10_000)
+        {
             if let PlanLine::Conflict(conflict) = line {
                 print::talk(&format!(
                     "conflict: {} {} {} differs; it is left alone (both values are in the plan)",
@@ -260,7 +271,10 @@ pub(super) fn ended(end: &RestoreEnd) {
     let report = &end.report;
     let rows = &report.outcomes;
     for rejection in report.rejections.iter().take(SHOWN_MAX) {
-        print::talk(&format!("refused: {} {}: {} {}", rejection.table, rejection.id, rejection.code, rejection.message));
+        print::talk(&format!(
+            "refused: {} {}: {} {}",
+            rejection.table, rejection.id, rejection.code, rejection.message
+        ));
     }
     for conflict in report.conflicts.iter().take(SHOWN_MAX) {
         print::talk(&format!("skipped: {} {}: {}", conflict.table, conflict.id, conflict.message));

@@ -16,5 +16,8 @@ mod harness;
 mod healing;
 mod kill;
 mod limits;
+mod restore_whole;
+mod restored;
+mod restore_faults;
 mod rounds;
 mod sweeps;

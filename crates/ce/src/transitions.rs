@@ -4,7 +4,7 @@ use dynavault_model::{Guard, Row, RowWrite};
 use dynavault_odata::Method;
 
 use crate::rules::rules;
-use crate::rules::state::{CloseMessage, Passing, Step, steps};
+use crate::rules::state::{CLOSED_ON, CLOSED_VALUE, CloseMessage, Passing, Step, steps};
 use crate::wire::{Object, Purpose, Unwritable, Wire, lookup, only, plain_text, with_row};
 
 /// The status of a message that leaves the choice to the service.
@@ -68,7 +68,11 @@ fn close_body(
             activity.text("activityid", crate::wire::id(&id)?);
         }
         let rules = rules(close.table());
+        let own = with_row(&row.set, |set| (set.get(CLOSED_ON).is_some(), set.get(CLOSED_VALUE).is_some()))?;
         let is_plain = |member: &str| {
+            if (member == "actualend" && own.0) || (member == "actualrevenue" && own.1) {
+                return false;
+            }
             let state = rules.state.as_ref().is_some_and(|rule| rule.state == member || rule.status == member);
             lookup(member).is_none() && !state && rules.column(member).is_some_and(|rule| rule.create)
         };
@@ -76,11 +80,26 @@ fn close_body(
         let plain = without_nulls(&plain)?;
         close.members(&plain, Purpose::Create, &mut activity)?;
     }
+    outcome(row, &mut activity)?;
     let status = with_row(&row.set, |set| set.get("statuscode").filter(|value| *value != b"null").map(<[u8]>::to_vec))?;
     let mut body = Object::new();
     body.raw("Status", status.as_deref().unwrap_or(DEFAULT_STATUS));
     body.raw(message.parameter, &activity.finish());
     Ok(body.finish())
+}
+
+/// When and for how much it was closed, in the words of the close activity: the service copies both back into the row.
+fn outcome(row: &RowWrite, activity: &mut Object) -> Result<(), Unwritable> {
+    with_row(&row.set, |set| {
+        let given = |member: &str| set.get(member).filter(|value| *value != b"null");
+        if let Some(day) = given(CLOSED_ON).and_then(plain_text) {
+            let time = if day.len() == 10 { format!("{day}T00:00:00Z") } else { day };
+            activity.text("actualend", &time);
+        }
+        if let Some(value) = given(CLOSED_VALUE) {
+            activity.raw("actualrevenue", value);
+        }
+    })
 }
 
 fn without_nulls(bytes: &[u8]) -> Result<Vec<u8>, Unwritable> {

@@ -9,9 +9,11 @@ use dynavault_odata::{Refusal, RefusalClass, RequestError};
 
 /// The row is in the state already, or cannot be closed because it is (section 6.5).
 const IN_STATE_ALREADY: [u32; 2] = [0x8004_051a, 0x8004_0516];
-/// The signed-in user is disabled, has no licence, is not in the environment; in a write on behalf of another user, that one
-/// is meant (section 9.3).
-const NOT_LET_IN: [u32; 3] = [0x8004_a112, 0x8004_d24b, 0x8007_2560];
+/// The step is not possible from the state the row is in: another write may have brought it there (section 6.5).
+const NO_STEP_FROM_HERE: u32 = 0x8004_f00e;
+/// The signed-in user has no licence or is not in the environment; in a write on behalf of another user, that one is meant
+/// (section 9.3). That a user is disabled (0x8004a112) is said of owners too: our own would not have come this far.
+const NOT_LET_IN: [u32; 2] = [0x8004_d24b, 0x8007_2560];
 /// Restoring from the bin: a row it refers to is missing; a row with the id exists, under the two codes that Microsoft's page
 /// gives (section 6.15).
 const BIN_REFERENCE_MISSING: u32 = 0x8004_9959;
@@ -78,7 +80,7 @@ pub(crate) fn verdict(tried: Tried<'_>, refused: &Refused) -> Verdict {
         (WriteKind::Undelete, _) if BIN_DUPLICATE.contains(&code) => conflict(),
         (WriteKind::Undelete, RefusalClass::Table) => rejected(RejectionClass::Table),
         (WriteKind::Undelete, _) => return Verdict::Make,
-        (WriteKind::State, _) if IN_STATE_ALREADY.contains(&code) => {
+        (WriteKind::State, _) if IN_STATE_ALREADY.contains(&code) || code == NO_STEP_FROM_HERE => {
             return Verdict::LookAtState;
         }
         (WriteKind::Create, RefusalClass::AlreadySo) | (WriteKind::Delete, RefusalClass::Missing) => {
@@ -93,6 +95,7 @@ pub(crate) fn verdict(tried: Tried<'_>, refused: &Refused) -> Verdict {
             conflict()
         }
         (_, RefusalClass::Missing) => rejected(RejectionClass::MissingReference),
+        (_, RefusalClass::Owner) => rejected(RejectionClass::Owner),
         (_, RefusalClass::Closed) => rejected(RejectionClass::Closed),
         (_, RefusalClass::Table) => rejected(RejectionClass::Table),
         _ => rejected(RejectionClass::Row),
@@ -199,12 +202,14 @@ mod tests {
     }
 
     #[test]
-    fn a_disabled_user_stops_the_run_only_when_it_is_the_signed_in_one() {
-        let refusal = refused(403, 0x8004_a112, "The system user was disabled.");
-        assert_eq!(of(WriteKind::Create, false, &refusal), Verdict::Stop);
+    fn a_user_who_is_not_let_in_stops_the_run_and_a_disabled_owner_only_refuses_the_row() {
+        let stranger = refused(403, 0x8004_d24b, "has not been assigned any License");
+        assert_eq!(of(WriteKind::Create, false, &stranger), Verdict::Stop);
         let key = RowKey::new(ID);
         let tried = Tried { kind: WriteKind::Create, link: false, key: &key, on_behalf: true };
-        assert_eq!(class(&verdict(tried, &refusal)), Some(RejectionClass::Row));
+        assert_eq!(class(&verdict(tried, &stranger)), Some(RejectionClass::Row));
+        let owner = refused(403, 0x8004_a112, "The system user was disabled.");
+        assert_eq!(class(&of(WriteKind::Create, false, &owner)), Some(RejectionClass::Owner));
     }
 
     #[test]

@@ -421,7 +421,8 @@ impl Writer<'_> {
         Ok(outcomes)
     }
 
-    /// Accepts refusals of rows that are in their state already (section 6.5).
+    /// Accepts refusals of rows that are in their state already (section 6.5), and goes on from where a row is when that is
+    /// not where it was.
     async fn look_at_states(
         &self,
         rows: &[&RowWrite],
@@ -433,6 +434,7 @@ impl Writer<'_> {
         }
         let keys: Vec<_> = open.iter().map(|(index, _)| &rows[*index].key).collect();
         let live = look::members(self.source, self.table, &STATE_COLUMNS, &keys, self.call).await?;
+        let mut moved: Vec<(usize, RowWrite)> = Vec::new();
         for (index, _) in open {
             let row = rows[*index];
             let Some(now) = live.get(&row.key.id.to_ascii_lowercase()) else { continue };
@@ -445,6 +447,15 @@ impl Writer<'_> {
             });
             if same == Ok(true) {
                 outcomes[*index] = WriteOutcome::Unchanged;
+            } else if now["statecode"].as_i64().is_some_and(|state| row.from_state != Some(state)) {
+                moved.push((*index, RowWrite { from_state: now["statecode"].as_i64(), ..row.clone() }));
+            }
+        }
+        if !moved.is_empty() {
+            let again: Vec<&RowWrite> = moved.iter().map(|(_, row)| row).collect();
+            let (sent, _) = self.batch_with_verdicts(WriteKind::State, &again).await?;
+            for ((index, _), outcome) in moved.iter().zip(sent) {
+                outcomes[*index] = outcome;
             }
         }
         Ok(())

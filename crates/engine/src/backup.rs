@@ -62,7 +62,9 @@ fn globs(patterns: &[String]) -> Result<GlobSet, Failure> {
 }
 
 /// Which tables the configuration protects: included, not excluded, and not one of the service's own logs unless named.
-fn protects(environment: &EnvironmentConfig) -> Result<impl Fn(&str) -> bool + Send + Sync + 'static, Failure> {
+pub(crate) fn protects(
+    environment: &EnvironmentConfig,
+) -> Result<impl Fn(&str) -> bool + Send + Sync + 'static, Failure> {
     let (include, exclude) = (globs(&environment.include)?, globs(&environment.exclude)?);
     let named = environment.include.clone();
     Ok(move |table: &str| {

@@ -8,11 +8,14 @@ mod assemble;
 mod backup;
 mod clock;
 mod config;
+mod doctor;
 mod export;
 mod failure;
+mod graph;
 mod inspect;
 mod local_lock;
 mod memory;
+mod profile;
 mod rebuild;
 mod report;
 mod restore;
@@ -25,6 +28,7 @@ pub use clock::SystemClock;
 pub use config::{
     Config, ConfigError, EXAMPLE, EnvironmentConfig, EnvironmentKind, JobConfig, Loaded, Text, candidates,
 };
+pub use doctor::{CheckLine, CheckStatus, DoctorReport};
 pub use dynavault_catalog::{RunFilter, RunSummary};
 pub use dynavault_pipeline::TablePlan;
 pub use dynavault_restore::{ConflictPolicy, Counts, PlanFile, PlanLine};
@@ -33,6 +37,12 @@ pub use export::{Carried, ExportFormat, ExportRequest, ExportStats};
 pub use failure::Failure;
 pub use inspect::{SnapshotLine, SnapshotWanted};
 pub use memory::peak_memory_bytes;
+pub use profile::{
+    Api, ConsentPage, ConsentRow, CredentialLine, EnvironmentLine, FoundBy, LoginAs, LoginEnd, LoginPrompt,
+    LoginRequest, LoginWay, NewProfile, PERMISSIONS, PendingLogin, PermissionLine, PermissionRow, PermissionState,
+    PermissionType, ProfileCheck, ProfileLine, Reference, SignInMode, SignedInAs, SignedInLine, TenantInfo,
+    add_profile, manifest, permissions_of,
+};
 pub use rebuild::RebuildStats;
 pub use restore::{Restore, RestoreEnd, RestoreStatus};
 pub use restore_plan::RestoreRequest;

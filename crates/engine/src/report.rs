@@ -113,9 +113,7 @@ fn of_restore(page: &mut Page, end: &RestoreEnd) {
         counts.iter().map(|(name, count)| vec![(*name).to_string(), count.to_string()]).collect();
     page.table(&["outcome", ">rows"], &counts);
     let listed = |rows: &[dynavault_restore::RejectedRow]| -> Vec<Vec<String>> {
-        rows.iter()
-            .map(|row| vec![row.table.clone(), row.id.clone(), row.code.clone(), row.message.clone()])
-            .collect()
+        rows.iter().map(|row| vec![row.table.clone(), row.id.clone(), row.code.clone(), row.message.clone()]).collect()
     };
     page.heading("Refused by the service");
     page.table(&["table", "row", "code", "message"], &listed(&end.report.rejections));
@@ -134,7 +132,8 @@ fn of_restore(page: &mut Page, end: &RestoreEnd) {
         .tables
         .iter()
         .map(|(name, table)| {
-            let reasons: Vec<String> = table.reasons.iter().map(|(reason, count)| format!("{reason}: {count}")).collect();
+            let reasons: Vec<String> =
+                table.reasons.iter().map(|(reason, count)| format!("{reason}: {count}")).collect();
             vec![name.clone(), table.rows.to_string(), table.equal.to_string(), reasons.join(", ")]
         })
         .collect();
@@ -179,9 +178,8 @@ fn of_backup(page: &mut Page, report: &RunReport) {
             ]
         })
         .collect();
-    let headers = [
-        "table", "status", ">rows read", ">created", ">changed", ">deleted", ">rows now", ">bytes stored", "reason",
-    ];
+    let headers =
+        ["table", "status", ">rows read", ">created", ">changed", ">deleted", ">rows now", ">bytes stored", "reason"];
     page.table(&headers, &rows);
     page.add(format_args!(
         "<p class=\"note\">{} requests, {} bytes received, {} bytes stored.</p>\n",

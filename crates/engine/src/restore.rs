@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use dynavault_catalog::{Catalog, OpOutcome, OpState, RestoreRow};
 use dynavault_model::{
-    Ability, Call, EnvironmentIdentity, FaultKind, Observer, RowSource, RowTarget, RunId, RunKind, RunStatus, Tally, TableSchema,
+    Ability, Call, EnvironmentIdentity, FaultKind, Observer, RowSource, RowTarget, RunId, RunKind, RunStatus,
+    TableSchema, Tally,
 };
 use dynavault_restore::{
     ApplyParts, PlanEnd, PlanFile, PlanHead, PlanKind, Proof, ProveParts, RestoreReport, UndoParts, apply, plan_undo,
@@ -137,13 +138,7 @@ impl<'a> Restore<'a> {
     }
 
     /// The run of a plan: a new one, or the one that was interrupted.
-    async fn begin(
-        &self,
-        catalog: &Catalog,
-        path: &Path,
-        head: &PlanHead,
-        end: &PlanEnd,
-    ) -> Result<RunId, Failure> {
+    async fn begin(&self, catalog: &Catalog, path: &Path, head: &PlanHead, end: &PlanEnd) -> Result<RunId, Failure> {
         if let Some(run) = catalog.unfinished_restore(&end.digest).await? {
             catalog.resume_restore(run).await?;
             return Ok(run);
@@ -165,8 +160,7 @@ impl<'a> Restore<'a> {
         plan: &PlanFile,
         target: &Target<'_>,
     ) -> Result<HashMap<String, Arc<TableSchema>>, Failure> {
-        let listings =
-            target.source.discover(&self.call()).await.map_err(dynavault_restore::RestoreError::from)?;
+        let listings = target.source.discover(&self.call()).await.map_err(dynavault_restore::RestoreError::from)?;
         let wanted: Vec<&str> = plan.tables().iter().map(|table| table.table.as_str()).collect();
         Ok(listings
             .into_iter()
@@ -300,7 +294,9 @@ impl<'a> Restore<'a> {
             failure = Some(Failure::new(
                 FaultKind::Failed,
                 format!("{unexplained} values differ from what was written, without a known reason"),
-                Some(format!("`dynavault run report {run}` names them; `dynavault restore undo {run}` takes the run back")),
+                Some(format!(
+                    "`dynavault run report {run}` names them; `dynavault restore undo {run}` takes the run back"
+                )),
             ));
         }
         let totals = self.tally.totals();
@@ -337,7 +333,8 @@ impl<'a> Restore<'a> {
         let folder = tempfile::tempdir_in(&scratch).map_err(|error| unusable(&scratch, &error))?;
         let copy = folder.path().join("plan.jsonl");
         let plan = {
-            let (vault, environment, copy, handle) = (vault.clone(), environment.clone(), copy.clone(), Handle::current());
+            let (vault, environment, copy, handle) =
+                (vault.clone(), environment.clone(), copy.clone(), Handle::current());
             blocking(move || {
                 let mut stored = vault.restore_record(&handle, &environment, run, RestoreRecord::Plan)?;
                 let mut file = std::fs::File::create(&copy).map_err(|error| unusable(&copy, &error))?;
@@ -437,7 +434,8 @@ impl<'a> Restore<'a> {
         const SHOWN_MAX: usize = 200;
         let catalog = self.engine.catalog().await?;
         let (summary, _) = self.engine.run(run).await?;
-        let unknown = || Failure::usage(format!("run {} is not a restore", summary.run), "`dynavault run list` shows runs");
+        let unknown =
+            || Failure::usage(format!("run {} is not a restore", summary.run), "`dynavault run list` shows runs");
         let id: RunId = summary.run.parse().map_err(|_| unknown())?;
         let restore = catalog.restore(id).await?.ok_or_else(unknown)?;
         let mut refused = Vec::new();

@@ -142,6 +142,8 @@ pub enum RejectionClass {
     Row,
     /// A row it refers to is missing; worth another try after that one.
     MissingReference,
+    /// The owner cannot own it: unknown, disabled, or without a role.
+    Owner,
     /// The row is closed and must be reopened first.
     Closed,
     /// Nothing of this table can be written, e.g. a missing privilege.
@@ -327,6 +329,10 @@ pub struct StateRule {
     pub closed: Vec<i64>,
     /// Table of the activities that the messages for closing make, and its member that refers to this table.
     pub close_table: Option<(String, String)>,
+    /// Members that the messages for closing write themselves: they go along with the state, or the service's own values win.
+    pub closing_writes: Vec<String>,
+    /// The state of a row changes those of rows below it: publishing a product family publishes its members.
+    pub reaches_below: bool,
 }
 
 /// A relationship from a child's lookup to its parent.

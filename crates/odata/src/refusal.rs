@@ -132,7 +132,7 @@ const CLASSES: [(RefusalClass, &[u32]); 21] = [
     (RefusalClass::State, &[0x8004_8408, 0x8004_f00e]),
     (RefusalClass::Associated, &[0x8004_0227]),
     (RefusalClass::Loop, &[0x8004_0507, 0x8004_0387]),
-    (RefusalClass::Owner, &[0x8004_0215, 0x8004_2f09, 0x8004_032d]),
+    (RefusalClass::Owner, &[0x8004_0215, 0x8004_2f09, 0x8004_a112, 0x8004_032d]),
     (RefusalClass::Currency, &[0x8004_8cfb, 0x8004_8cf3]),
     (
         RefusalClass::Value,

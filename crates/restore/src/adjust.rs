@@ -1,21 +1,33 @@
-//! Leaving a reference out of a row because the row it points to is missing.
+//! Leaving a reference out of a row because the row it points to is missing, or is a user who cannot own it.
 
-use dynavault_model::{ColumnKind, Row, TableRules, scan};
+use dynavault_model::{ColumnKind, Rejection, RejectionClass, Row, TableRules, scan};
 use serde_json::value::RawValue;
 
 use crate::plan::Op;
 use crate::settle::is_value;
 
-/// The values of `op` without the lookup whose target `message` says is missing, and that lookup's member; `None` if the
-/// message names none of the row's lookups, or the service needs it.
-pub(crate) fn without_reference(op: &Op, rules: &TableRules, message: &str) -> Option<(Box<RawValue>, String)> {
+/// Reason code of a lookup that was left out because its row is missing.
+pub(crate) const TARGET_MISSING: &str = "missing-target";
+/// Reason code of an owner that was left out; the row then belongs to the user who restores.
+pub(crate) const OWNER_REFUSED: &str = "owner-refused";
+
+/// The values of `op` without the lookup that was refused, and that lookup's member; `None` if the message names none of the
+/// row's lookups, or the service needs it.
+pub(crate) fn without_reference(
+    op: &Op,
+    rules: &TableRules,
+    refusal: &Rejection,
+) -> Option<(Box<RawValue>, String)> {
     let set = op.set.as_deref()?.get().as_bytes();
     let mut members = Vec::new();
     scan(set, &mut members).ok()?;
     let row = Row::new(set, &members);
-    let lower = message.to_ascii_lowercase();
+    let lower = refusal.message.to_ascii_lowercase();
     let named = row.members().iter().find_map(|member| {
         let name = std::str::from_utf8(row.key(member)).ok()?;
+        if refusal.class == RejectionClass::Owner {
+            return (rules.owner.as_deref() == Some(name)).then(|| name.to_string());
+        }
         let id: String = serde_json::from_slice(row.value(member)).ok()?;
         let rule = rules.column(name)?;
         let fits = is_value(name) && matches!(rule.kind, ColumnKind::Lookup { .. }) && !rule.required;

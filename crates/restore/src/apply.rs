@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dynavault_catalog::{Catalog, OpOutcome, OpState};
 use dynavault_model::{
-    Call, Guard, Observer, RejectionClass, RowSource, RowTarget, RowWrite, RunId, SourceError, TableEvent, TableSchema, Treatment,
+    Call, Guard, Observer, Rejection, RejectionClass, RowSource, RowTarget, RowWrite, RunId, SourceError, TableEvent, TableSchema, Treatment,
     WriteKind, WriteOptions, WriteOutcome,
 };
 use dynavault_vault::Vault;
@@ -28,7 +28,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::RestoreError;
-use crate::adjust::without_reference;
+use crate::adjust::{OWNER_REFUSED, TARGET_MISSING, without_reference};
 use crate::batches::{BatchKey, Cutter};
 use crate::outcomes::RestoreReport;
 use crate::plan::{Action, Op};
@@ -384,8 +384,10 @@ impl Applier {
                 blocked.insert((op.table.clone(), op.action), (rejection.code, message));
                 Ok(rejected)
             }
-            RejectionClass::MissingReference if matches!(kind, WriteKind::Create | WriteKind::Update) => {
-                self.without_missing(schema, kind, op, rejection.message, rejected).await
+            RejectionClass::MissingReference | RejectionClass::Owner
+                if matches!(kind, WriteKind::Create | WriteKind::Undelete | WriteKind::Update) =>
+            {
+                self.without_refused(schema, kind, op, rejection, rejected).await
             }
             _ => Ok(rejected),
         }
@@ -418,28 +420,37 @@ impl Applier {
         })
     }
 
-    /// Writes a row without the references the service says are missing.
-    async fn without_missing(
+    /// Writes a row without the references the service says are missing, and without an owner that cannot own it.
+    async fn without_refused(
         &self,
         schema: &TableSchema,
         kind: WriteKind,
         op: &Op,
-        mut message: String,
+        mut refusal: Rejection,
         rejected: OpOutcome,
     ) -> Result<OpOutcome, RestoreError> {
         let rules = self.parts.target.rules(schema);
         let mut op = op.clone();
         let mut left_out: Vec<String> = Vec::new();
         while left_out.len() < REFERENCES_MAX {
-            let Some((set, member)) = without_reference(&op, &rules, &message) else { return Ok(rejected) };
-            left_out.push(member);
+            let Some((set, member)) = without_reference(&op, &rules, &refusal) else { return Ok(rejected) };
+            let why = if refusal.class == RejectionClass::Owner { OWNER_REFUSED } else { TARGET_MISSING };
+            left_out.push(format!("{member} ({why})"));
+            // Nothing is left of an operation that was about this value alone.
+            if set.get() == "{}" && kind == WriteKind::Update {
+                return Ok(rejected);
+            }
             op.set = Some(set);
             let write = [row_write(&op)];
             let answers = self.parts.target.write(schema, kind, &write, &self.parts.options, &self.parts.call).await?;
-            let note = || Some(format!("written without {}: the row it refers to is missing", left_out.join(", ")));
+            let note = || Some(format!("written without {}", left_out.join(", ")));
             match answers.into_iter().next().unwrap_or(WriteOutcome::NotSent) {
                 WriteOutcome::Done | WriteOutcome::Unchanged => return Ok(noted(op.n, OpState::Done, None, note())),
-                WriteOutcome::Rejected(next) if next.class == RejectionClass::MissingReference => message = next.message,
+                WriteOutcome::Rejected(next)
+                    if matches!(next.class, RejectionClass::MissingReference | RejectionClass::Owner) =>
+                {
+                    refusal = next;
+                }
                 WriteOutcome::Rejected(next) => {
                     return Ok(noted(op.n, OpState::Rejected, Some(next.code), Some(next.message)));
                 }

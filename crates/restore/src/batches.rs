@@ -10,10 +10,6 @@ use crate::plan::{Action, Op, Step};
 
 /// Most bytes of values in one batch: with a few batches under way at once, memory stays inside the budget.
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
-/// Bytes of content in one request (`dataverse` protocol, section 7.1: the service's own block size).
-const CONTENT_BLOCK_BYTES: u64 = 4 << 20;
-/// Requests for a piece of content beside its blocks: opening and closing the upload.
-const CONTENT_FRAME_REQUESTS: u64 = 2;
 
 /// Execution time of one write request on average, for estimates: batches are sized to stay well under the service's time
 /// limits, and most requests are batches.
@@ -107,8 +103,12 @@ impl<'a> RequestTotals<'a> {
                 self.open.get_or_insert_with(|| (op.table.clone(), kind, 0)).2 += 1;
             }
             Action::Upload => {
-                let size = op.content.as_ref().map_or(0, |content| content.size);
-                let requests = size.div_ceil(CONTENT_BLOCK_BYTES).max(1) + CONTENT_FRAME_REQUESTS;
+                let column = op.content.as_ref().and_then(|content| {
+                    let column = schema.content.iter().find(|column| column.column == content.column)?;
+                    Some((column, content.size, content.mime.as_deref()))
+                });
+                let requests =
+                    column.map_or(1, |(column, size, mime)| self.target.upload_requests(column, size, mime));
                 *self.tables.entry(op.table.clone()).or_default() += requests;
             }
             Action::Clear => *self.tables.entry(op.table.clone()).or_default() += 1,

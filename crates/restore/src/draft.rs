@@ -197,7 +197,9 @@ impl Drafting<'_> {
             if initial && integer(status).is_some_and(|status| rule.initial_statuses.contains(&status)) {
                 push_member(&mut draft.set, &rule.status, status);
             } else if state != NULL {
-                draft.state = Some(self.state_pair(rule, state, status, rule.initial.to_string().as_bytes(), NULL));
+                let mut pair = state_pair(rule, state, status, rule.initial.to_string().as_bytes(), NULL);
+                pair.set = with_closing(rule, state, pair.set, row);
+                draft.state = Some(pair);
             }
         }
         if let Some((member, taken_from)) = &self.rules.created_on
@@ -210,19 +212,6 @@ impl Drafting<'_> {
                 self.findings.table("created-on-lost", self.name, 1, message);
             }
         }
-    }
-
-    /// State and status as they are set and as they are now.
-    fn state_pair(&self, rule: &StateRule, state: &[u8], status: &[u8], now: &[u8], status_now: &[u8]) -> Pair {
-        let object = |state: &[u8], status: &[u8]| {
-            let mut text = String::new();
-            push_member(&mut text, &rule.state, state);
-            if status != NULL {
-                push_member(&mut text, &rule.status, status);
-            }
-            format!("{{{text}}}")
-        };
-        Pair { set: object(state, status), from: object(now, status_now) }
     }
 
     fn leave_column(&mut self, code: &'static str, id: &str, member: &str) {
@@ -416,9 +405,11 @@ impl Drafting<'_> {
         }
         let allowed = [&rule.state, &rule.status].iter().any(|member| self.allowed.allow(member, member));
         let mut last = (now, status_now);
+        let mut closing = live;
         if allowed && (state, status) != (now, status_now) {
             if winner == Winner::Snapshot {
                 last = (state, status);
+                closing = captured;
             } else {
                 for (member, captured, live) in [(&rule.state, state, now), (&rule.status, status, status_now)] {
                     if captured != live {
@@ -433,12 +424,16 @@ impl Drafting<'_> {
             let initial = rule.initial.to_string();
             let open = rule.initial_statuses.first().map(ToString::to_string);
             let open = open.as_deref().map_or(NULL, str::as_bytes);
-            draft.reopen = Some(self.state_pair(rule, initial.as_bytes(), open, now, status_now));
+            draft.reopen = Some(state_pair(rule, initial.as_bytes(), open, now, status_now));
             if last != (initial.as_bytes(), open) {
-                draft.state = Some(self.state_pair(rule, last.0, last.1, initial.as_bytes(), open));
+                draft.state = Some(state_pair(rule, last.0, last.1, initial.as_bytes(), open));
             }
         } else if last != (now, status_now) {
-            draft.state = Some(self.state_pair(rule, last.0, last.1, now, status_now));
+            draft.state = Some(state_pair(rule, last.0, last.1, now, status_now));
+        }
+        if let Some(pair) = &mut draft.state {
+            pair.set = with_closing(rule, last.0, std::mem::take(&mut pair.set), closing);
+            pair.from = with_closing(rule, last.0, std::mem::take(&mut pair.from), live);
         }
     }
 
@@ -458,6 +453,34 @@ impl Drafting<'_> {
         }
         Some(false)
     }
+}
+
+/// State and status as they are set and as they are now.
+fn state_pair(rule: &StateRule, state: &[u8], status: &[u8], now: &[u8], status_now: &[u8]) -> Pair {
+    let object = |state: &[u8], status: &[u8]| {
+        let mut text = String::new();
+        push_member(&mut text, &rule.state, state);
+        if status != NULL {
+            push_member(&mut text, &rule.status, status);
+        }
+        format!("{{{text}}}")
+    };
+    Pair { set: object(state, status), from: object(now, status_now) }
+}
+
+/// The text of a state with what the message for closing writes into the row, for a state that closes it: those values would
+/// otherwise be the service's own.
+fn with_closing(rule: &StateRule, state: &[u8], text: String, row: &Row<'_>) -> String {
+    if !integer(state).is_some_and(|state| rule.closed.contains(&state)) {
+        return text;
+    }
+    let mut members = text.trim_start_matches('{').trim_end_matches('}').to_string();
+    for member in &rule.closing_writes {
+        if let Some(value) = row.get(member).filter(|value| *value != NULL) {
+            push_member(&mut members, member, value);
+        }
+    }
+    format!("{{{members}}}")
 }
 
 /// A lookup as it is written: the id, the table, and the navigation property where it was captured.

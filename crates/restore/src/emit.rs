@@ -222,16 +222,14 @@ impl Emitter<'_> {
         };
         let written = set.iter().any(|part| !part.is_empty());
         let reopens = draft.reopen.is_some() && !written && owner.is_none();
-        if written || owner.is_some() {
-            if let Some(reopen) = &draft.reopen {
-                let (guard, follows) = guard();
-                let action = Action::Write(WriteKind::State);
-                let mut open = op(table, &draft.key, Step::Reopen, 0, action, guard);
-                (open.set, open.from) = (Some(raw(reopen.set.clone())?), Some(raw(reopen.from.clone())?));
-                open.follows = follows;
-                self.ops.push(node.table, &open)?;
-                self.work.tables.get_mut(node.table).plan.counts.state += 1;
-            }
+        if let Some(reopen) = draft.reopen.as_ref().filter(|_| written || owner.is_some()) {
+            let (guard, follows) = guard();
+            let action = Action::Write(WriteKind::State);
+            let mut open = op(table, &draft.key, Step::Reopen, 0, action, guard);
+            (open.set, open.from) = (Some(raw(reopen.set.clone())?), Some(raw(reopen.from.clone())?));
+            open.follows = follows;
+            self.ops.push(node.table, &open)?;
+            self.work.tables.get_mut(node.table).plan.counts.state += 1;
         }
         if written {
             let (guard, follows) = guard();

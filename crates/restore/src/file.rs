@@ -452,7 +452,7 @@ mod tests {
 
     /// Writes `lines` with a digest that fits, as somebody would who knows the format.
     fn forged(path: &Path, lines: &[String]) {
-        let body: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let body = lines.join("\n") + "\n";
         let end = PlanEnd {
             ops: lines.iter().filter(|line| line.starts_with("{\"op\"")).count() as u64,
             counts: Counts::default(),

@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use dynavault_catalog::OpState;
+use dynavault_catalog::{OpOutcome, OpState};
 use dynavault_model::{RowId, RowKey};
 use serde::{Deserialize, Serialize};
 
 use crate::RestoreError;
+use crate::adjust::{OWNER_REFUSED, TARGET_MISSING};
 use crate::plan::{Action, Op};
 use crate::spill::Spill;
 
@@ -24,6 +25,9 @@ pub(crate) struct Tried {
     /// Content that was there before, as JSON.
     #[serde(default)]
     pub(crate) before: Option<String>,
+    /// What was done differently from the plan.
+    #[serde(default)]
+    pub(crate) note: Option<String>,
 }
 
 /// The operations about one row, in the order in which they were carried out.
@@ -62,8 +66,7 @@ impl Histories {
         &mut self,
         scratch: &Path,
         op: Op,
-        state: OpState,
-        before: Option<String>,
+        outcome: OpOutcome,
     ) -> Result<(), RestoreError> {
         let table = match self.tables.get_mut(&op.table) {
             Some(table) => table,
@@ -73,7 +76,12 @@ impl Histories {
             }
         };
         let id = row_id(&op.key);
-        let offset = table.spill.push_json(&Tried { op, done: state == OpState::Done, before })?;
+        let offset = table.spill.push_json(&Tried {
+            op,
+            done: outcome.state == OpState::Done,
+            before: outcome.before,
+            note: outcome.message,
+        })?;
         table.places.push((id, offset));
         Ok(())
     }
@@ -135,6 +143,13 @@ impl RowHistory {
             }
         }
         values
+    }
+
+    /// Why a value that the plan has was left out while writing, if it was.
+    pub(crate) fn left_out(&self, member: &str) -> Option<&'static str> {
+        self.tried.iter().filter(|tried| tried.done).filter_map(|tried| tried.note.as_deref()).find_map(|note| {
+            [TARGET_MISSING, OWNER_REFUSED].into_iter().find(|why| note.contains(&format!("{member} ({why})")))
+        })
     }
 
     /// The values the run found, the first of each member.

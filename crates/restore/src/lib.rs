@@ -55,13 +55,13 @@ pub use error::RestoreError;
 pub use file::{PlanFile, PlanWriter};
 pub use filter::{BoundFilter, Filter, FilterError};
 pub use mapping::{MappingFile, TableMapping, Unmatched};
-pub use planner::{PlanRequest, PlanSummary, PlanTarget, plan};
-pub use select::Selection;
-pub use undo::{UndoParts, plan_undo};
-pub use prove::{Difference, Proof, TableProof};
-pub use readback::{ProveParts, prove};
 pub use outcomes::{LISTED_MAX, Outcomes, RejectedRow, RestoreReport};
 pub use plan::{
     Action, Conflict, ConflictPolicy, ContentOp, Counts, FORMAT, Finding, Op, PlanEnd, PlanHead, PlanKind, PlanLine,
     Step, TablePlan,
 };
+pub use planner::{PlanRequest, PlanSummary, PlanTarget, plan};
+pub use prove::{Difference, Proof, TableProof};
+pub use readback::{ProveParts, prove};
+pub use select::Selection;
+pub use undo::{UndoParts, plan_undo};

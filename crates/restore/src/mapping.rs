@@ -254,13 +254,11 @@ impl Mapping {
             return Mapped::Same;
         }
         let Some(table) = MAPPED_TABLES.iter().find(|mapped| **mapped == table) else { return Mapped::Same };
-        match self.matched.get(table).and_then(|matched| matched.get(&id)) {
-            Some(target) => Mapped::To(*target),
-            None => {
-                self.wanted.insert((table, id));
-                Mapped::Unmapped
-            }
+        if let Some(target) = self.matched.get(table).and_then(|matched| matched.get(&id)) {
+            return Mapped::To(*target);
         }
+        self.wanted.insert((table, id));
+        Mapped::Unmapped
     }
 
     /// The mapping as a file, with the rows that were asked for and have no counterpart.

@@ -18,6 +18,7 @@ use crate::emit::{Ops, op, raw};
 use crate::error::RestoreError;
 use crate::live::gather;
 use crate::plan::{Action, Step};
+use crate::resolve::{Presence, presence};
 use crate::settle::key_of;
 use crate::tables::{Role, with_row};
 use crate::waves::{Edges, Node, Waves};
@@ -228,11 +229,16 @@ impl Work {
     fn replaced_lookups(&mut self, candidates: &Candidates) -> Result<HashSet<(String, RowId, String)>, RestoreError> {
         let mut replaced = HashSet::new();
         for number in self.tables.with_rows() {
-            let table = self.tables.get_mut(number);
-            let Some(drafts) = table.drafts.as_mut() else { continue };
+            let Some(mut drafts) = self.tables.get_mut(number).drafts.take() else { continue };
+            let table = self.tables.get(number);
             let (name, rules, ids) = (&table.name, table.rules.as_deref(), &table.ids);
             drafts.scan_json(|draft: Draft| {
                 for lookup in draft.lookups.iter().filter(|lookup| !lookup.from.is_empty()) {
+                    // A lookup that leads nowhere is left out, so it stays as it is.
+                    let missing = |node| presence(&self.tables, &self.outside, node) == Presence::Missing;
+                    if lookup.node.is_some_and(missing) {
+                        continue;
+                    }
                     let from = format!("{{{}}}", lookup.from);
                     let now = with_row(from.as_bytes(), name, |row| {
                         Ok(reference(row, &lookup.member, rules.and_then(|rules| rules.column(&lookup.member))))
@@ -248,6 +254,7 @@ impl Work {
                 }
                 Ok(())
             })?;
+            self.tables.get_mut(number).drafts = Some(drafts);
         }
         Ok(replaced)
     }

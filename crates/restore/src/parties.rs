@@ -300,7 +300,7 @@ mod tests {
         let (a, b) = (read(NAMED).unwrap(), read(&NAMED.replace("a@x", "b@x")).unwrap());
         let other = read(&NAMED.replace(":2,", ":3,")).unwrap();
         assert!(same(&[a.clone(), other.clone()], &[other.clone(), b]));
-        assert!(!same(&[a.clone()], &[other]));
+        assert!(!same(std::slice::from_ref(&a), &[other]));
         assert!(!same(&[a.clone(), a.clone()], &[a]));
     }
 }

@@ -232,7 +232,7 @@ impl Work {
             not_written: &mut not_written,
             keeps_created_on: self.abilities.created_on == Ability::Granted,
         };
-        let (closing, closes) = (&mut self.closing, &mut self.closes);
+        let (closing, spill) = (&mut self.closing, &mut self.closes);
         let read = self.captured.all(usize::from(number), |_, row| {
             let rule: Option<&ColumnRule> = rules.column(member);
             let Some(parent) = reference(row, member, rule) else { return Ok(()) };
@@ -257,14 +257,14 @@ impl Work {
                 let own = crate::compare::Reference { id, table: Some(name.clone()) };
                 drafting.resolver.lead(&own).ok()
             });
-            let close = Close {
+            let activity = Close {
                 created: created.clone(),
                 set,
                 lookups: draft.lookups,
                 live: own.is_some_and(|own| own.node.is_none()),
                 node: own.and_then(|own| own.node),
             };
-            *found = Some((created, closes.push_json(&close)?));
+            *found = Some((created, spill.push_json(&activity)?));
             Ok(())
         });
         self.tables.get_mut(number).source = Some(source);

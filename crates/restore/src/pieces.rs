@@ -53,20 +53,23 @@ pub(crate) fn of_created(row: &Row<'_>, column: &ContentColumn) -> Wish {
 /// What is to be done about a piece of a row that is there.
 pub(crate) fn of_existing(captured: &Row<'_>, live: &Row<'_>, column: &ContentColumn, winner: Winner) -> Wish {
     let same = |member: &str| same_value(captured.get(member), live.get(member));
-    match (is_there(captured, column), is_there(live, column)) {
-        (false, false) => Wish::Nothing,
-        (true, false) if winner == Winner::Live => Wish::Conflict,
-        (true, false) => Wish::Upload,
-        (false, true) if winner == Winner::Snapshot => Wish::Remove,
-        (false, true) => Wish::Conflict,
-        (true, true) if same(&column.version_member) => Wish::Nothing,
-        (true, true) if winner == Winner::Snapshot => Wish::Upload,
-        // The row's version says that something changed, its size says that it was not the bytes, as far as one can see.
-        (true, true) if column.version_member != column.presence_member && same(&column.presence_member) => {
-            Wish::Nothing
-        }
-        (true, true) => Wish::Conflict,
+    let (before, now) = (is_there(captured, column), is_there(live, column));
+    if !now {
+        return match winner {
+            _ if !before => Wish::Nothing,
+            Winner::Live => Wish::Conflict,
+            Winner::Snapshot | Winner::Fill => Wish::Upload,
+        };
     }
+    if before && same(&column.version_member) {
+        return Wish::Nothing;
+    }
+    if winner == Winner::Snapshot {
+        return if before { Wish::Upload } else { Wish::Remove };
+    }
+    // The row's version says that something changed, its size says that it was not the bytes, as far as one can see.
+    let unseen = before && column.version_member != column.presence_member && same(&column.presence_member);
+    if unseen { Wish::Nothing } else { Wish::Conflict }
 }
 
 /// Pieces of all tables.

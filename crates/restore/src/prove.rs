@@ -9,8 +9,12 @@
 //! | reason | meaning |
 //! |---|---|
 //! | `server-set`, `calculated`, `read-only`, `secured`, `content` | the service sets the column itself (from the table's rules) |
+//! | `missing-column`, `too-long`, `choice-gone`, `other-kind`, `wrong-target`, … | the plan could not write the value, and says so |
 //! | `left-out` | the plan says that this value cannot be written, and why |
-//! | `missing-target` | the row it refers to does not exist |
+//! | `default-set` | the snapshot has no value, and the service fills in its own where none is sent |
+//! | `state-from-above` | publishing a product family has published its members |
+//! | `missing-target` | the service said that the row it refers to does not exist, and the row was written without it |
+//! | `owner-refused` | the owner cannot own rows; the row belongs to the user who restored it |
 //! | `not-written` | the operation that carries the value was refused or skipped |
 //! | `changed-by-automation` | custom logic was not bypassed and the value differs from what was written |
 //! | `changed-since` | somebody else modified the row after it was written |
@@ -25,6 +29,7 @@ use serde_json::value::RawValue;
 use crate::history::RowHistory;
 use crate::outcomes::LISTED_MAX;
 use crate::plan::Action;
+use crate::project::{fits, reason};
 use crate::settle::{LiveRow, is_value, same_value};
 
 /// One value that differs.
@@ -87,6 +92,8 @@ impl Proof {
     }
 }
 
+/// Reason of a state that a write of another row has changed.
+const STATE_FROM_ABOVE: &str = "state-from-above";
 /// Reason of a difference that has none.
 pub(crate) const UNEXPLAINED: &str = "unexplained";
 
@@ -166,14 +173,10 @@ impl Prover<'_> {
                 if same_value(Some(value.get().as_bytes()), now.get(member)) {
                     continue;
                 }
-                let rule = self.rules.column(member);
-                let gone = now.get(member).is_none_or(|value| value == b"null")
-                    && rule.is_some_and(|rule| matches!(rule.kind, ColumnKind::Lookup { .. }));
-                let reason = match changed {
-                    // The result names the row as written without this lookup.
-                    _ if gone => "missing-target",
+                let reason = match history.left_out(member) {
                     Some(reason) => reason,
-                    None => UNEXPLAINED,
+                    None if self.moved_from_above(member) => STATE_FROM_ABOVE,
+                    None => changed.unwrap_or(UNEXPLAINED),
                 };
                 found.push((member.clone(), reason));
             }
@@ -186,16 +189,26 @@ impl Prover<'_> {
                 if same_value(Some(snapshot.value(member)), now.get(&name)) {
                     continue;
                 }
+                let value = snapshot.value(member);
                 let reason = match self.rules.column(&name) {
                     _ if refused(&name) => "not-written",
-                    // The target has no such column: the plan lists it.
-                    None => "left-out",
-                    Some(rule) => rule.not_written.unwrap_or("left-out"),
+                    None => reason::MISSING_COLUMN,
+                    Some(rule) if rule.not_written.is_some() => rule.not_written.unwrap_or("read-only"),
+                    Some(_) if self.moved_from_above(&name) => STATE_FROM_ABOVE,
+                    // Nothing was sent, and the service has put something there.
+                    Some(_) if value == b"null" => "default-set",
+                    Some(rule) if matches!(rule.kind, ColumnKind::Lookup { .. }) => reason::MISSING_TARGET,
+                    Some(rule) => fits(rule, value).err().map_or("left-out", |(code, _)| code),
                 };
                 found.push((name, reason));
             }
         });
         found
+    }
+
+    /// Whether a member is a state that writes of other rows may change.
+    fn moved_from_above(&self, member: &str) -> bool {
+        self.rules.state.as_ref().is_some_and(|rule| rule.reaches_below && (rule.state == member || rule.status == member))
     }
 
     /// Why a value may differ from what was written, if there is a reason.

@@ -69,7 +69,7 @@ pub(crate) async fn histories(
     while let Some(op) = ops.recv().await {
         let op = op?;
         if let Some(outcome) = journal.state(catalog, run, op.n).await? {
-            histories.push(scratch, op, outcome.state, outcome.before)?;
+            histories.push(scratch, op, outcome)?;
         }
     }
     Ok(histories)

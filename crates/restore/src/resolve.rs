@@ -31,15 +31,14 @@ impl Outside {
     }
 
     pub(crate) fn node(&mut self, table: &str, id: RowId) -> Node {
-        let at = match self.numbers.get(table) {
-            Some(at) => *at,
-            None => {
-                let at = self.names.len() as u16;
-                self.numbers.insert(table.to_string(), at);
-                self.names.push(table.to_string());
-                self.ids.push(HashMap::new());
-                at
-            }
+        let at = if let Some(at) = self.numbers.get(table) {
+            *at
+        } else {
+            let at = self.names.len() as u16;
+            self.numbers.insert(table.to_string(), at);
+            self.names.push(table.to_string());
+            self.ids.push(HashMap::new());
+            at
         };
         let ids = &mut self.ids[usize::from(at)];
         let next = ids.len() as u32;

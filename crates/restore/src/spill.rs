@@ -108,7 +108,7 @@ mod tests {
         let mut record = Vec::new();
         spill.read(first, &mut record).unwrap();
         assert_eq!(record, b"one");
-        let large = spill.push(&[7; 600_000]).unwrap();
+        let large = spill.push(&vec![7; 600_000]).unwrap();
         spill.read(empty, &mut record).unwrap();
         assert!(record.is_empty());
         spill.read(large, &mut record).unwrap();

@@ -350,7 +350,8 @@ impl Undo<'_> {
         let mut conflicts = Vec::new();
         let _read = live.with(|now| {
             for (member, value) in written.iter().filter(|(member, _)| is_value(member)) {
-                let before = found.get(member).cloned().unwrap_or_else(|| RawValue::NULL.to_owned());
+                // What a closing message writes itself stands in no `from` when it was not there.
+                let Some(before) = found.get(member).cloned() else { continue };
                 let current = now.get(member);
                 if same_value(Some(before.get().as_bytes()), current) {
                     continue;

@@ -4,11 +4,13 @@
 
 mod fakes;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dynavault_model::{Ability, Birth, Guard, Treatment};
-use dynavault_restore::{ConflictPolicy, PlanRequest, Selection};
+use dynavault_restore::{ConflictPolicy, PlanRequest, Selection, Step};
 use fakes::{Table, World, id, planned, planned_in, snapshot};
+use proptest::prelude::*;
 use serde_json::json;
 
 fn request(conflict: ConflictPolicy) -> PlanRequest {
@@ -549,4 +551,106 @@ async fn a_small_selection_is_read_by_key() {
     assert_eq!(plan.short(), [r#"rows 0 account update 7 {"name":"A"}"#]);
     assert_eq!(now.requests.load(std::sync::atomic::Ordering::Relaxed), 1);
     assert_eq!(*now.asked.lock().unwrap(), ["account"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_cannot_be_read_is_reported_and_does_not_stop_the_others() {
+    let mut before = world();
+    before.put("account", 1, json!({"name": "A", "_primarycontactid_value": "contact:11"}));
+    before.put("contact", 11, json!({"name": "C"}));
+    let mut now = world();
+    now.refused.insert("contact".into());
+    let plan = planned(&before, &[], now, fill()).await.unwrap();
+    // Whether the contact is there cannot be known, so the lookup is written and the service decides.
+    assert_eq!(
+        plan.short(),
+        [
+            r#"rows 0 account create 1 {"name":"A","_primarycontactid_value":"011","_primarycontactid_value@":"contact"}"#
+        ]
+    );
+    assert_eq!((plan.codes()["unreadable-table"], plan.codes()["unchecked-target"]), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_condition_that_no_table_understands_is_refused_before_anything_is_read() {
+    let mut before = world();
+    before.put("account", 1, json!({"name": "A"}));
+    let selection = Selection { filter: Some("nome = 'A'".into()), ..tables(&["account"]) };
+    let error = planned(&before, &[], world(), PlanRequest { selection, ..fill() }).await.unwrap_err();
+    assert_eq!(error.to_string(), "the condition is wrong at character 1: table account has no captured column nome");
+    let selection = tables(&["acount"]);
+    let error = planned(&before, &[], world(), PlanRequest { selection, ..fill() }).await.unwrap_err();
+    assert!(error.to_string().contains("no table of the snapshot is named acount"));
+}
+
+/// Tables of the random worlds: `a` and `b` point to each other, `c` requires an `a` and may name another `c`.
+fn random_tables() -> [Table; 3] {
+    [
+        Table::new("a").lookup("own", &["a"]).lookup("other", &["b"]),
+        Table::new("b").lookup("own", &["b"]).lookup("other", &["a"]),
+        Table::new("c").lookup("own", &["c"]).lookup("other", &["a"]).required(),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn every_lookup_of_a_random_world_is_written_once_and_never_before_its_row(
+        rows in prop::collection::vec((0_usize..3, prop::option::of(0_u32..12), prop::option::of(0_u32..12), any::<bool>()), 1..12)
+    ) {
+        let tables = random_tables();
+        let all: Vec<&Table> = tables.iter().collect();
+        let (mut before, mut now) = (World::new(&all), World::new(&all));
+        let name = |kind: usize| ["a", "b", "c"][kind];
+        let other = |kind: usize| ["b", "a", "a"][kind];
+        for (n, (kind, own, next, live)) in rows.iter().enumerate() {
+            let mut values = json!({});
+            if let Some(own) = own {
+                values["_own_value"] = json!(format!("{}:{own}", name(*kind)));
+            }
+            if let Some(next) = next {
+                values["_other_value"] = json!(format!("{}:{next}", other(*kind)));
+            }
+            before.put(name(*kind), n as u32, values);
+            if *live {
+                now.put(name(*kind), n as u32, json!({}));
+            }
+        }
+        let live: BTreeSet<String> = now.tables.values().flat_map(|(_, rows)| rows.keys().cloned()).collect();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let plan = runtime.block_on(planned(&before, &[], now, fill())).unwrap();
+        let made: BTreeMap<String, u32> = plan
+            .ops
+            .iter()
+            .filter(|op| op.guard == Guard::Absent)
+            .map(|op| (op.key.id.clone(), op.wave))
+            .collect();
+        let mut written: BTreeSet<(String, String)> = BTreeSet::new();
+        for op in &plan.ops {
+            let set: serde_json::Value = serde_json::from_str(op.set.as_ref().unwrap().get()).unwrap();
+            for member in ["_own_value", "_other_value"] {
+                let Some(target) = set[member].as_str() else { continue };
+                prop_assert!(written.insert((op.key.id.clone(), member.into())), "{} {member} twice", op.key.id);
+                let ready = live.contains(target)
+                    || made.get(target).is_some_and(|wave| op.step == Step::Lookups || *wave < op.wave);
+                prop_assert!(ready, "{} {member} names {target} too early: {:?}", op.key.id, plan.short());
+            }
+        }
+        for (n, (kind, own, next, _)) in rows.iter().enumerate() {
+            let there = |n: &u32, table: &str| {
+                let named = rows.get(*n as usize).is_some_and(|(kind, ..)| name(*kind) == table);
+                named && (live.contains(&id(*n)) || made.contains_key(&id(*n)))
+            };
+            let row = id(n as u32);
+            let exists = live.contains(&row) || made.contains_key(&row);
+            // A row is left out only when it requires one that is neither there nor made.
+            let needs = *kind == 2 && next.is_some_and(|next| !there(&next, "a"));
+            prop_assert_eq!(exists, live.contains(&row) || !needs);
+            for (member, target, table) in [("_own_value", own, name(*kind)), ("_other_value", next, other(*kind))] {
+                let expected = exists && target.is_some_and(|target| there(&target, table));
+                prop_assert_eq!(written.contains(&(row.clone(), member.into())), expected, "{} {}", row, member);
+            }
+        }
+    }
 }

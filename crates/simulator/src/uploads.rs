@@ -17,6 +17,7 @@ use serde_json::json;
 
 use crate::answer::{Answer, Refusal};
 use crate::content::{BLOCK_BYTES_MAX, ContentKind, FILE_BYTES_MAX, IMAGE_BYTES_MAX, Stored, from_base64, media_type};
+use crate::dice::named_guid;
 use crate::database::RowKey;
 use crate::guid::Guid;
 use crate::query::Options;
@@ -60,15 +61,19 @@ impl fmt::Debug for Session {
 
 /// The uploads under way, oldest first, by token.
 #[derive(Debug, Default)]
-pub(crate) struct Sessions(VecDeque<(String, Session)>);
+pub(crate) struct Sessions(VecDeque<(String, Session)>, u64);
 
 impl Sessions {
-    fn open(&mut self, token: String, target: Target, name: String) {
+    /// Opens a session and gives its token, which no other session ever had.
+    fn open(&mut self, target: Target, name: String) -> String {
+        self.1 += 1;
+        let token = named_guid(&format!("upload {}", self.1)).to_string();
         if self.0.len() == SESSIONS_MAX {
             self.0.pop_front();
         }
         let session = Session { target, name, received: Vec::new(), last_start: 0, blocks: HashMap::new() };
-        self.0.push_back((token, session));
+        self.0.push_back((token.clone(), session));
+        token
     }
 
     fn get(&mut self, token: &str) -> Result<&mut Session, Refusal> {
@@ -110,13 +115,12 @@ pub(crate) fn patch(
     };
     check_extension(context, &name)?;
     if request.headers.get("x-ms-transfer-mode").is_some_and(|mode| mode.eq_ignore_ascii_case("chunked")) {
-        let token = context.dice.guid().to_string();
+        let token = context.database.uploads.open(target, name);
         let place = request.link.split('?').next().unwrap_or_default();
         let answer = Answer::empty(200)
             .with("Location", format!("{place}?sessiontoken={token}"))
             .with("x-ms-chunk-size", BLOCK_BYTES_MAX.to_string())
             .with("Access-Control-Expose-Headers", "Location, x-ms-chunk-size");
-        context.database.uploads.open(token, target, name);
         return Ok(answer);
     }
     check_binary(request)?;
@@ -421,8 +425,7 @@ fn target_of(context: &WriteContext<'_>, body: &Body) -> Result<(usize, Option<R
 }
 
 fn open(context: &mut WriteContext<'_>, target: Target, name: String) -> serde_json::Value {
-    let token = context.dice.guid().to_string();
-    context.database.uploads.open(token.clone(), target, name);
+    let token = context.database.uploads.open(target, name);
     json!({"FileContinuationToken": token})
 }
 

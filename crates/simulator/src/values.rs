@@ -136,7 +136,7 @@ pub(crate) fn value(dice: &mut Dice, table: &str, column: &Column, targets: &dyn
             targets.pick(dice, target).map(|id| id + target).unwrap_or_default()
         }
         // Now and then a number that is no longer an option still reads back (dataverse 2.2).
-        Kind::Choice { .. } if odd => "727000009".to_owned(),
+        Kind::Choice { .. } if odd && column.name != "participationtypemask" => "727000009".to_owned(),
         Kind::Choice { values } | Kind::State { values } | Kind::Status { values, .. } => dice.pick(values).to_string(),
         Kind::MultiChoice { values } => {
             let mut chosen: Vec<String> = values.iter().filter(|_| dice.chance(400)).map(ToString::to_string).collect();

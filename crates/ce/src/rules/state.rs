@@ -64,6 +64,11 @@ static CLOSE_MESSAGES: &[CloseMessage] = &[
     close("salesorder", 3, "FulfillSalesOrder", "OrderClose", "orderclose", "salesorderid"),
 ];
 
+/// Columns of an opportunity that winning or losing it takes from the close activity (`actualend`, `actualrevenue`).
+pub(crate) const CLOSED_ON: &str = "actualclosedate";
+/// See [`CLOSED_ON`].
+pub(crate) const CLOSED_VALUE: &str = "actualvalue";
+
 const PUBLISH: Step = Step::Bound("PublishProductHierarchy");
 const PRODUCT_ACTIVE: i64 = 0;
 const PRODUCT_DRAFT: i64 = 2;
@@ -114,6 +119,8 @@ pub(super) fn rule(table: &str, definition: &Definition) -> Option<StateRule> {
         initial_statuses: statuses.filter_map(|choice| choice.value).collect(),
         closed: closed(table, definition).to_vec(),
         close_table: close_table(table),
+        closing_writes: if table == "opportunity" { vec![CLOSED_ON.to_string(), CLOSED_VALUE.to_string()] } else { Vec::new() },
+        reaches_below: table == "product",
     })
 }
 

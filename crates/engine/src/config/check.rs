@@ -8,7 +8,7 @@ use url::Url;
 use super::{Config, ConfigError, CredentialConfig, EnvironmentConfig, JobConfig, Text, TokenStoreKind};
 
 /// The known word nearest to a mistyped one, if one is near.
-pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
         .filter(|(distance, candidate)| *distance <= candidate.len().max(word.len()).div_ceil(3))
@@ -135,7 +135,10 @@ impl Config {
             && self.tokens.key.is_none()
         {
             return Err(sense(
-                format!("profile {}: a person signs in with it, and tokens.key, which seals the sign-in, is missing", profile.name),
+                format!(
+                    "profile {}: a person signs in with it, and tokens.key, which seals the sign-in, is missing",
+                    profile.name
+                ),
                 "make one with `openssl rand -base64 32` in a file of mode 0600, and write [tokens] with key = { file = \"PATH\" }",
             ));
         }

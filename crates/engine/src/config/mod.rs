@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use dynavault_identity::Cloud;
 use serde::Deserialize;
 
-pub(crate) use check::check_address;
+pub(crate) use check::{check_address, nearest};
 pub(crate) use profile::{CredentialConfig, ProfileConfig, TokenStoreKind, TokensConfig};
 pub(crate) use text::Secret;
 pub use text::Text;

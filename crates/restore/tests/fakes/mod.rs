@@ -167,6 +167,8 @@ impl Table {
             initial_statuses: vec![1, 2],
             closed: vec![1],
             close_table: close.map(|(table, member)| (table.into(), member.into())),
+            closing_writes: Vec::new(),
+            reaches_below: false,
         });
         let all = ColumnKind::Choice { values: Vec::new(), multi: false };
         self.column("statecode", "statecode", all.clone(), (false, true), None).column(
@@ -214,15 +216,17 @@ impl Table {
         let mut text = format!("{{\"@odata.etag\":\"W/\\\"{n}\\\"\",\"{}\":\"{}\"", self.schema.key[0], id(n));
         for (name, value) in values.as_object().into_iter().flatten() {
             let lookup = value.as_str().and_then(|value| value.split_once(':')).filter(|_| name.starts_with('_'));
-            match lookup {
+            let value = match lookup {
                 Some((table, n)) => {
                     let target = id(n.parse().unwrap());
-                    text += &format!(
-                        ",\"{name}\":\"{target}\",\"{name}@Microsoft.Dynamics.CRM.lookuplogicalname\":\"{table}\""
-                    );
+                    format!("\"{target}\",\"{name}@Microsoft.Dynamics.CRM.lookuplogicalname\":\"{table}\"")
                 }
-                None => text += &format!(",\"{name}\":{value}"),
-            }
+                None => value.to_string(),
+            };
+            text.push_str(",\"");
+            text.push_str(name);
+            text.push_str("\":");
+            text.push_str(&value);
         }
         text + "}"
     }
@@ -239,7 +243,9 @@ pub(crate) struct World {
     pub(crate) birth: BirthOf,
     pub(crate) abilities: Abilities,
     pub(crate) requests: AtomicU64,
-    /// Largest number of keys asked for at once, to see that rows were read by key.
+    /// Tables that the service refuses to read.
+    pub(crate) refused: BTreeSet<String>,
+    /// Tables whose rows were read by key, call by call.
     pub(crate) asked: Mutex<Vec<String>>,
 }
 
@@ -260,6 +266,7 @@ impl World {
                 base_currency_id: None,
             },
             requests: AtomicU64::new(0),
+            refused: BTreeSet::new(),
             asked: Mutex::default(),
         }
     }
@@ -269,6 +276,13 @@ impl World {
         let (described, rows) = self.tables.get_mut(table).unwrap();
         let row = described.row(n, &values);
         rows.insert(id(n), row);
+    }
+
+    fn check(&self, table: &TableSchema) -> Result<(), SourceError> {
+        if self.refused.contains(&table.table.name) {
+            return Err(SourceError::Refused { table: table.table.clone(), reason: "no".into(), remedy: None });
+        }
+        Ok(())
     }
 
     fn described(&self, table: &TableSchema) -> &(Table, Rows) {
@@ -308,6 +322,7 @@ impl RowSource for World {
         _call: &Call,
     ) -> Result<PageEnd, SourceError> {
         self.requests.fetch_add(1, Ordering::Relaxed);
+        self.check(table)?;
         let from: usize = match page {
             PageRequest::First { .. } => 0,
             PageRequest::Link(link) => link.parse().unwrap(),
@@ -373,6 +388,7 @@ impl RowTarget for World {
         _call: &Call,
     ) -> Result<(), SourceError> {
         self.requests.fetch_add(1, Ordering::Relaxed);
+        self.check(table)?;
         self.asked.lock().unwrap().push(table.table.name.clone());
         let rows = &self.described(table).1;
         keys.iter().filter_map(|key| rows.get(&key.id)).for_each(|row| deliver(row, &sink));

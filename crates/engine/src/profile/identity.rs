@@ -1,0 +1,165 @@
+//! From a configured profile to an identity that can sign in, and to its tokens.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use dynavault_identity::{
+    AppIdentity, ClientCertificate, Credential, FileTokenStore, TokenSource, TokenStore, token_source,
+};
+use secrecy::ExposeSecret;
+use url::Url;
+
+use crate::assemble::{Engine, resource_of};
+use crate::config::{ConfigError, CredentialConfig, EnvironmentConfig, ProfileConfig, Secret, TokenStoreKind};
+use crate::failure::Failure;
+
+/// How a profile works (`entra` protocol, section 10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SignInMode {
+    /// The app by itself; in the environment it is an application user.
+    AppOnly,
+    /// A signed-in person, through the app.
+    Delegated,
+}
+
+impl SignInMode {
+    pub(crate) fn of(credential: &CredentialConfig) -> Self {
+        match credential {
+            CredentialConfig::Delegated {} | CredentialConfig::AzureCli {} => Self::Delegated,
+            _ => Self::AppOnly,
+        }
+    }
+
+    /// The word in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AppOnly => "app-only",
+            Self::Delegated => "delegated",
+        }
+    }
+}
+
+/// Reads a certificate with its key; `what` names the setting.
+pub(crate) fn certificate(
+    what: &str,
+    file: &Secret,
+    password: Option<&Secret>,
+) -> Result<Arc<ClientCertificate>, Failure> {
+    let bytes = file.resolve_bytes(&format!("{what}.certificate"))?;
+    let password = password.map(|secret| secret.resolve(&format!("{what}.password"))).transpose()?;
+    Ok(Arc::new(ClientCertificate::parse(bytes.expose_secret(), password.as_ref())?))
+}
+
+impl Engine {
+    /// A profile by name, or a failure that names the nearest one.
+    pub(crate) fn profile(&self, name: &str) -> Result<&ProfileConfig, ConfigError> {
+        self.config().profile(name).ok_or_else(|| {
+            let known: Vec<&str> = self.config().profiles.iter().map(|profile| profile.name.as_str()).collect();
+            ConfigError::Sense {
+                message: format!("there is no profile {name:?}"),
+                remedy: match crate::config::nearest(name, known.iter().copied()) {
+                    Some(near) => format!("did you mean {near:?}? known: {}", known.join(", ")),
+                    None if known.is_empty() => "add one with `dynavault profile add`".to_string(),
+                    None => format!("known: {}", known.join(", ")),
+                },
+            }
+        })
+    }
+
+    /// Who signs in with a profile, and how. Reads secrets and certificate; sends nothing.
+    pub(crate) fn app_identity(&self, profile: &ProfileConfig) -> Result<AppIdentity, Failure> {
+        let what = |part: &str| format!("profile {}: {part}", profile.name);
+        let credential = match &profile.credential {
+            CredentialConfig::ClientSecret { secret } => {
+                Credential::ClientSecret { secret: secret.resolve(&what("credential.secret"))? }
+            }
+            CredentialConfig::ClientCertificate { certificate: file, password } => Credential::ClientCertificate {
+                certificate: certificate(&what("credential"), file, password.as_ref())?,
+            },
+            CredentialConfig::WorkloadIdentity { token_file } => {
+                Credential::WorkloadIdentity { token_file: token_file.clone() }
+            }
+            CredentialConfig::ManagedIdentity { client_id } => Credential::ManagedIdentity {
+                client_id: client_id.as_ref().map(|text| text.resolve(&what("credential.client_id"))).transpose()?,
+            },
+            CredentialConfig::AzureCli {} => Credential::AzureCli,
+            CredentialConfig::Delegated {} => Credential::Delegated { store: self.token_store()? },
+        };
+        Ok(AppIdentity {
+            name: profile.name.clone(),
+            tenant: profile.tenant.resolve(&what("tenant"))?,
+            client_id: profile.client_id.resolve(&what("client_id"))?,
+            credential,
+            authority: self.authority(profile)?,
+        })
+    }
+
+    /// The sign-in service of a profile: as written, else that of its cloud.
+    pub(crate) fn authority(&self, profile: &ProfileConfig) -> Result<Url, Failure> {
+        let what = format!("profile {}: authority", profile.name);
+        let text = match &profile.authority {
+            Some(text) => text.resolve(&what)?,
+            None => profile.cloud.authority().to_string(),
+        };
+        Ok(crate::config::check_address(&what, &text)?)
+    }
+
+    /// Root of Microsoft Graph for a profile, without a slash at its end; also the resource of its tokens.
+    pub(crate) fn graph_root(&self, profile: &ProfileConfig) -> Result<String, Failure> {
+        let what = format!("profile {}: graph", profile.name);
+        let text = match &profile.graph {
+            Some(text) => text.resolve(&what)?,
+            None => profile.cloud.graph().to_string(),
+        };
+        Ok(crate::config::check_address(&what, &text)?.as_str().trim_end_matches('/').to_string())
+    }
+
+    /// Tokens of a profile for one scope. Sends nothing yet.
+    pub(crate) fn profile_tokens(&self, profile: &ProfileConfig, scope: &str) -> Result<Arc<dyn TokenSource>, Failure> {
+        Ok(token_source(self.app_identity(profile)?, scope.to_string(), Arc::clone(self.clock()))?)
+    }
+
+    /// Where sign-ins of people are kept, as configured. Makes the folder.
+    pub(crate) fn token_store(&self) -> Result<Arc<dyn TokenStore>, Failure> {
+        let tokens = &self.config().tokens;
+        match (tokens.store, &tokens.key) {
+            (TokenStoreKind::Memory, _) => Ok(self.sign_ins_in_memory()),
+            (TokenStoreKind::File, Some(key)) => {
+                let key = key.resolve("tokens.key")?;
+                Ok(Arc::new(FileTokenStore::open(self.sign_in_folder()?, &key)?))
+            }
+            // The check of the configuration refuses both before anything is done.
+            (TokenStoreKind::File | TokenStoreKind::Keyring, _) => Err(Failure::usage(
+                "there is no place where sign-ins of people could be kept",
+                "write [tokens] with store = \"file\" and key = { file = \"PATH\" }",
+            )),
+        }
+    }
+
+    /// Folder of the sealed sign-ins: configured, else beside the catalog.
+    fn sign_in_folder(&self) -> Result<PathBuf, Failure> {
+        if let Some(path) = &self.config().tokens.path {
+            return Ok(PathBuf::from(path.resolve("tokens.path")?));
+        }
+        Ok(self.catalog_path()?.with_extension("sign-ins"))
+    }
+
+    /// Environments that are read or written with a profile.
+    pub(crate) fn environments_of(&self, profile: &str) -> Vec<&EnvironmentConfig> {
+        let uses = |environment: &&EnvironmentConfig| {
+            environment.profiles.iter().chain(&environment.restore_profile).any(|used| used == profile)
+        };
+        self.config().environments.iter().filter(uses).collect()
+    }
+
+    /// The scope of the first token of a sign-in: of an environment that uses the profile, else of Graph. One sign-in
+    /// serves all resources of the tenant (`entra` protocol, section 6).
+    pub(crate) fn first_scope(&self, profile: &ProfileConfig) -> Result<String, Failure> {
+        let resource = match self.environments_of(&profile.name).first() {
+            Some(environment) => resource_of(environment)?,
+            None => self.graph_root(profile)?,
+        };
+        Ok(format!("{resource}/.default"))
+    }
+}

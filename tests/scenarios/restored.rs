@@ -1,0 +1,266 @@
+//! What the service has, value for value, and which differences a restore may leave.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use dynavault_engine::sha256_hex;
+use dynavault_simulator::{Handle, TableKind};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::harness::{Finished, Site};
+
+/// Columns that the service writes by itself at every write, in every table (dataverse 6.6).
+pub(crate) const STAMPS: [&str; 3] = ["modifiedon", "_modifiedby_value", "versionnumber"];
+/// The guide in which every reason code stands.
+const GUIDE: &str = include_str!("../../docs/guide/restore-differences.md");
+
+/// Members of a row with their JSON.
+pub(crate) type Members = BTreeMap<String, String>;
+
+/// The rows of an environment by table and key, and its files.
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    pub(crate) tables: BTreeMap<String, BTreeMap<String, Members>>,
+    pub(crate) links: BTreeSet<String>,
+    pub(crate) files: BTreeMap<(String, String, String), String>,
+}
+
+/// One value, or a whole row, that is not the same on both sides.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Differing {
+    pub(crate) table: String,
+    pub(crate) key: String,
+    /// None when the row is on one side only.
+    pub(crate) member: Option<String>,
+    pub(crate) before: Option<String>,
+    pub(crate) after: Option<String>,
+}
+
+impl State {
+    pub(crate) fn of(simulator: &Handle) -> Self {
+        let mut tables = BTreeMap::new();
+        let mut links = BTreeSet::new();
+        for table in simulator.tables().iter().filter(|table| table.readable && !table.operational) {
+            if table.kind == TableKind::Intersect {
+                links.insert(table.logical_name.clone());
+            }
+            let rows = simulator.rows(&table.logical_name).into_iter().map(|row| {
+                let members: BTreeMap<String, Box<RawValue>> =
+                    serde_json::from_str(&row.json).expect("the oracle prints JSON");
+                let members = members.into_iter().map(|(name, value)| (name, value.get().to_string()));
+                (row.keys.join("/"), members.collect())
+            });
+            tables.insert(table.logical_name.clone(), rows.collect());
+        }
+        let files = simulator.files().into_iter();
+        let files = files.map(|file| ((file.table, file.row, file.column), sha256_hex(&file.bytes))).collect();
+        Self { tables, links, files }
+    }
+
+    /// The value of a member; none for null and for what does not exist.
+    pub(crate) fn value(&self, table: &str, key: &str, member: &str) -> Option<&str> {
+        let value = self.tables.get(table)?.get(key)?.get(member)?;
+        (value != "null").then_some(value.as_str())
+    }
+
+    /// Everything that is not the same in `self` as it was `before`, whatever the reason.
+    pub(crate) fn since(&self, before: &Self) -> Vec<Differing> {
+        let mut found = Vec::new();
+        let empty = BTreeMap::new();
+        let names: BTreeSet<&String> = before.tables.keys().chain(self.tables.keys()).collect();
+        for table in names {
+            let (old, new) = (before.tables.get(table).unwrap_or(&empty), self.tables.get(table).unwrap_or(&empty));
+            let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+            for key in keys {
+                let differing = |member: Option<&String>, before: Option<&String>, after: Option<&String>| Differing {
+                    table: table.clone(),
+                    key: key.clone(),
+                    member: member.cloned(),
+                    before: before.cloned(),
+                    after: after.cloned(),
+                };
+                let (Some(was), Some(is)) = (old.get(key), new.get(key)) else {
+                    let there = |row: Option<&Members>| row.map(|row| format!("{row:?}"));
+                    found.push(differing(None, there(old.get(key)).as_ref(), there(new.get(key)).as_ref()));
+                    continue;
+                };
+                let members: BTreeSet<&String> = was.keys().chain(is.keys()).collect();
+                for member in members.into_iter().filter(|member| !member.contains('@')) {
+                    let (was, is) = (was.get(member), is.get(member));
+                    if was != is {
+                        found.push(differing(Some(member), was, is));
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// The edges of the environment without the ids of the rows that hold them: lookups with their tables, links by pairs,
+    /// parties with their roles.
+    pub(crate) fn edges(&self) -> BTreeMap<String, BTreeMap<String, usize>> {
+        let mut edges: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
+        for (table, rows) in &self.tables {
+            let counts = edges.entry(table.clone()).or_default();
+            for (key, members) in rows {
+                if self.links.contains(table) || table == "activityparty" {
+                    let own = format!("{table}id");
+                    let ends: Vec<String> = members
+                        .iter()
+                        .filter(|(name, _)| **name != own && !STAMPS.contains(&name.as_str()))
+                        .map(|(name, value)| format!("{name}={value}"))
+                        .collect();
+                    *counts.entry(ends.join(" ")).or_default() += 1;
+                    continue;
+                }
+                for (name, value) in members.iter().filter(|(_, value)| *value != "null") {
+                    let Some(lookup) = name.strip_suffix("_value").filter(|name| name.starts_with('_')) else { continue };
+                    let target = members.get(&format!("{name}@Microsoft.Dynamics.CRM.lookuplogicalname"));
+                    let target = target.map(String::as_str).unwrap_or_default();
+                    *counts.entry(format!("{key} {lookup} {target} {value}")).or_default() += 1;
+                }
+            }
+        }
+        edges
+    }
+}
+
+/// Shows the first of many differences.
+pub(crate) fn shown(found: &[Differing]) -> String {
+    let mut by_place: BTreeMap<(String, String), (usize, &Differing)> = BTreeMap::new();
+    for one in found {
+        let place = (one.table.clone(), one.member.clone().unwrap_or_else(|| "whole row".into()));
+        by_place.entry(place).or_insert((0, one)).0 += 1;
+    }
+    let short = |text: &Option<String>| text.as_deref().unwrap_or("-").chars().take(300).collect::<String>();
+    let lines: Vec<String> = by_place
+        .into_iter()
+        .map(|((table, member), (count, one))| {
+            format!("{table} {member}: {count}, e.g. {}: {} -> {}", one.key, short(&one.before), short(&one.after))
+        })
+        .collect();
+    lines.join("\n")
+}
+
+/// A plan as the program printed it, with its file.
+pub(crate) struct Plan {
+    pub(crate) path: PathBuf,
+    pub(crate) summary: Value,
+}
+
+/// A finished run as the program printed it.
+pub(crate) struct Applied {
+    pub(crate) end: Value,
+}
+
+impl Plan {
+    pub(crate) fn requests(&self) -> u64 {
+        self.summary["requests"].as_u64().expect("a number of requests")
+    }
+
+    pub(crate) fn count(&self, what: &str) -> u64 {
+        self.summary["counts"][what].as_u64().expect("a count")
+    }
+
+    /// Lines of the file of one kind, without their wrapping.
+    pub(crate) fn lines(&self, kind: &str) -> Vec<Value> {
+        let text = std::fs::read_to_string(&self.path).expect("the plan is text");
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("a line of the plan is JSON"));
+        lines.filter_map(|mut line| line.get_mut(kind).map(Value::take)).collect()
+    }
+
+    /// The reason for which the plan does not write a column.
+    fn left_out(&self, table: &str, column: &str) -> Option<String> {
+        let tables = self.summary["tables"].as_array().expect("tables");
+        let reasons = tables.iter().find(|entry| entry["table"] == table)?["not_written"].as_object()?.clone();
+        let names = |columns: &Value| columns.as_array().is_some_and(|list| list.iter().any(|name| name == column));
+        reasons.into_iter().find(|(_, columns)| names(columns)).map(|(reason, _)| reason)
+    }
+}
+
+impl Applied {
+    pub(crate) fn run(&self) -> &str {
+        self.end["run"].as_str().expect("a run")
+    }
+
+    fn difference(&self, one: &Differing) -> Option<String> {
+        let list = self.end["proof"]["differences"].as_array().expect("differences");
+        let id = one.key.split('/').next().unwrap_or_default();
+        let same = |entry: &&Value| {
+            entry["table"] == one.table.as_str() && entry["id"] == id && entry["column"].as_str() == one.member.as_deref()
+        };
+        list.iter().find(same).and_then(|entry| entry["reason"].as_str()).map(str::to_string)
+    }
+
+    /// The proof holds, nothing was refused or left out while writing.
+    pub(crate) fn expect_clean(&self) {
+        let end = &self.end;
+        assert_eq!(end["status"], "succeeded", "{end:#}");
+        assert_eq!(end["proof"]["unexplained"], 0, "{end:#}");
+        for list in ["rejections", "conflicts", "adjusted"] {
+            assert_eq!(end[list].as_array().map(Vec::len), Some(0), "{list}: {:#}", end[list]);
+        }
+    }
+}
+
+/// The logical name behind a member.
+fn column_of(member: &str) -> &str {
+    member.strip_prefix('_').and_then(|name| name.strip_suffix("_value")).unwrap_or(member)
+}
+
+/// Gives every difference its reason, from the plan or from the proof; fails where there is none, or none that the guide has.
+pub(crate) fn reasons(found: &[Differing], plan: &Plan, applied: &Applied) -> BTreeMap<String, BTreeSet<String>> {
+    let mut reasons: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut bare = Vec::new();
+    for one in found {
+        let member = one.member.as_deref().unwrap_or_default();
+        let reason = applied
+            .difference(one)
+            .or_else(|| plan.left_out(&one.table, member))
+            .or_else(|| plan.left_out(&one.table, column_of(member)));
+        match reason {
+            Some(reason) => {
+                assert!(GUIDE.contains(&format!("| `{reason}` |")), "the guide does not have {reason}");
+                reasons.entry(reason).or_default().insert(format!("{} {member}", one.table));
+            }
+            None => bare.push(one.clone()),
+        }
+    }
+    assert!(bare.is_empty(), "{} differences without a reason:\n{}", bare.len(), shown(&bare));
+    reasons
+}
+
+impl Site {
+    /// Makes a plan; `name` names its file.
+    pub(crate) fn plan(&self, name: &str, arguments: &[&str]) -> Plan {
+        let path = self.folder.join(format!("{name}.jsonl"));
+        let all: Vec<&str> = arguments.iter().copied().chain(["-o", text(&path)]).collect();
+        let ended = self.run(&all).expect_code(0);
+        Plan { summary: ended.json(), path }
+    }
+
+    /// Carries a plan out; deletions are confirmed.
+    pub(crate) fn apply(&self, plan: &Plan) -> Applied {
+        Applied { end: self.try_apply(plan, true).expect_code(0).json() }
+    }
+
+    pub(crate) fn try_apply(&self, plan: &Plan, confirm: bool) -> Finished {
+        let mut arguments = vec!["restore", "apply", text(&plan.path)];
+        if confirm {
+            arguments.push("--confirm-deletes");
+        }
+        self.run(&arguments)
+    }
+
+    /// Plans and carries out what takes a run back.
+    pub(crate) fn undo(&self, applied: &Applied) -> (Plan, Applied) {
+        let plan = self.plan(&format!("undo-{}", applied.run()), &["restore", "undo", applied.run()]);
+        let undone = self.apply(&plan);
+        (plan, undone)
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("the path is text")
+}
