@@ -132,7 +132,7 @@ impl RowHistory {
         self.tried.iter().any(|tried| tried.done)
     }
 
-    /// The values the run wrote, the last of each member.
+    /// The values the plan has for the row, the last of each member, of the operations that were carried out.
     pub(crate) fn written(&self) -> BTreeMap<String, Box<serde_json::value::RawValue>> {
         let mut values = BTreeMap::new();
         for tried in self.tried.iter().filter(|tried| tried.done) {
@@ -142,6 +142,13 @@ impl RowHistory {
                 values.extend(members);
             }
         }
+        values
+    }
+
+    /// The values that the run left in the row: what it wrote, without what it had to leave out.
+    pub(crate) fn standing(&self) -> BTreeMap<String, Box<serde_json::value::RawValue>> {
+        let mut values = self.written();
+        values.retain(|member, _| self.left_out(member).is_none());
         values
     }
 

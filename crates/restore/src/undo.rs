@@ -248,7 +248,10 @@ impl Undo<'_> {
 
     /// A row the restore made: deleted, children before parents.
     fn unmake(&mut self, rules: &TableRules, row: &RowHistory, op: &Op, live: &LiveRow) -> Result<(), RestoreError> {
-        let written = row.written();
+        let written = row.standing();
+        let family = |member: &str| {
+            rules.state.as_ref().is_some_and(|rule| rule.reaches_below && (rule.state == member || rule.status == member))
+        };
         let changed: Vec<(String, Option<Vec<u8>>)> = live
             .with(|now| {
                 written
@@ -257,7 +260,7 @@ impl Undo<'_> {
                         // A reference that is empty now lost its row; a state or a plug-in is no person's work.
                         let lookup = rules.column(member).is_some_and(|rule| matches!(rule.kind, ColumnKind::Lookup { .. }));
                         let emptied = lookup && now.get(member).is_none_or(|value| value == b"null");
-                        is_value(member) && !emptied && !same_value(Some(value.get().as_bytes()), now.get(member))
+                        is_value(member) && !emptied && !family(member) && !same_value(Some(value.get().as_bytes()), now.get(member))
                     })
                     .map(|(member, _)| (member.clone(), now.get(member).map(<[u8]>::to_vec)))
                     .collect()
@@ -343,7 +346,7 @@ impl Undo<'_> {
 
     /// A row the restore changed: the values from before, where the restore's still stand.
     fn revert(&mut self, rules: &TableRules, row: &RowHistory, live: &LiveRow) -> Result<(), RestoreError> {
-        let (written, found) = (row.written(), row.found());
+        let (written, found) = (row.standing(), row.found());
         let op = &row.tried[0].op;
         let mut back: Values = Values::new();
         let mut now_values: Values = Values::new();
