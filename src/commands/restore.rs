@@ -1,10 +1,11 @@
 //! `restore`: plan, apply, undo, status.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dynavault_engine::{
-    ConflictPolicy, Counts, Engine, PlanFile, PlanLine, Restore, RestoreEnd, RestoreRequest, SnapshotWanted,
+    ConflictPolicy, Counts, Engine, Finding, PlanFile, PlanLine, Restore, RestoreEnd, RestoreRequest, SnapshotWanted,
 };
 use dynavault_model::{FaultKind, Observer, RunStatus, Tally};
 use tokio_util::sync::CancellationToken;
@@ -189,6 +190,34 @@ fn summary_json(plan: &PlanFile) -> serde_json::Value {
     })
 }
 
+/// Findings by kind and table: one line each, with the first row as an example.
+fn grouped(findings: &[Finding]) -> Vec<String> {
+    let mut kinds: Vec<(&Finding, u64)> = Vec::new();
+    for finding in findings {
+        let same = |known: &Finding| {
+            (&known.code, &known.table, &known.column) == (&finding.code, &finding.table, &finding.column)
+        };
+        match kinds.iter_mut().find(|(known, _)| same(known)) {
+            Some((_, rows)) => *rows += finding.rows,
+            None => kinds.push((finding, finding.rows)),
+        }
+    }
+    kinds
+        .into_iter()
+        .map(|(finding, rows)| {
+            let place = [&finding.table, &finding.column];
+            let place: Vec<&str> = place.into_iter().filter_map(|part| part.as_deref()).collect();
+            let example = match (&finding.id, rows) {
+                (Some(id), 1) => format!(" (row {id})"),
+                (Some(id), rows) => format!(" ({} rows, e.g. {id})", print::count(rows)),
+                (None, 0 | 1) => String::new(),
+                (None, rows) => format!(" ({} rows)", print::count(rows)),
+            };
+            format!("{}: {}: {}{example}", finding.code, place.join(" "), finding.message)
+        })
+        .collect()
+}
+
 /// What a person wants to know of a plan.
 pub(super) fn summary(plan: &PlanFile) -> Result<(), dynavault_engine::Failure> {
     let rows: Vec<Vec<String>> = plan
@@ -231,14 +260,8 @@ pub(super) fn summary(plan: &PlanFile) -> Result<(), dynavault_engine::Failure> 
         ];
         print::talk(&print::table_text(&headers, &rows));
     }
-    for finding in plan.findings().iter().take(SHOWN_MAX) {
-        let place = [&finding.table, &finding.id, &finding.column];
-        let place: Vec<&str> = place.into_iter().filter_map(|part| part.as_deref()).collect();
-        let rows = if finding.rows > 1 { format!(" ({} rows)", print::count(finding.rows)) } else { String::new() };
-        print::talk(&format!("{}: {}: {}{rows}", finding.code, place.join(" "), finding.message));
-    }
-    if plan.findings().len() > SHOWN_MAX {
-        print::talk(&format!("… and {} more findings in the plan", plan.findings().len() - SHOWN_MAX));
+    for line in grouped(plan.findings()) {
+        print::talk(&line);
     }
     let conflicts = plan.end().counts.conflicts;
     if conflicts > 0 {
@@ -279,8 +302,12 @@ pub(super) fn ended(end: &RestoreEnd) {
     for conflict in report.conflicts.iter().take(SHOWN_MAX) {
         print::talk(&format!("skipped: {} {}: {}", conflict.table, conflict.id, conflict.message));
     }
-    for adjusted in report.adjusted.iter().take(SHOWN_MAX) {
-        print::talk(&format!("adjusted: {} {}: {}", adjusted.table, adjusted.id, adjusted.message));
+    let mut adjusted: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for row in &report.adjusted {
+        *adjusted.entry((&row.table, &row.message)).or_default() += 1;
+    }
+    for ((table, message), rows) in adjusted {
+        print::talk(&format!("adjusted: {table}: {message} ({} rows)", print::count(rows)));
     }
     print::talk(&format!(
         "run {}: {} rows created, {} updated, {} deleted, {} unchanged, {} skipped, {} rejected",

@@ -1,7 +1,7 @@
 //! The program as an operator and their scripts meet it: the real binary against the in-process simulator.
 //!
 //! Each module is about one promise: exit codes, JSON shapes, help, export, failures of the world around, damage, secrets,
-//! vaults of released formats, and a vault in Azure (when an emulator is named by `DYNAVAULT_AZURITE`).
+//! vaults of released formats, profiles and doctor, and a vault in Azure (when an emulator is named by `DYNAVAULT_AZURITE`).
 //!
 //! ```text
 //! Site (scratch folder, simulator, configuration) ─▶ dynavault ARGS ─▶ Done (exit code, stdout, stderr)
@@ -11,11 +11,16 @@
 
 mod azure;
 mod damage;
+mod doctor;
 mod exits;
 mod export;
 mod failures;
 mod golden;
 mod help;
+mod profile;
+mod profile_check;
+mod profile_login;
+mod profile_site;
 mod secrets;
 mod shapes;
 mod site;

@@ -7,10 +7,25 @@ use std::fs;
 use dynavault_simulator::{Config, FaultKind, Faults, TableFault};
 use serde_json::Value;
 
+use crate::profile_site::{People, SEAL};
 use crate::site::{Done, Site, files};
 
 /// Bearer tokens look like this, at the simulator as in reality: base64 of a JWT header.
 const TOKEN_START: &str = "eyJ0eXAi";
+
+/// Assertions that an app signs begin so: base64 of their header.
+const ASSERTION_START: &str = "eyJhbGciOiJQUzI1NiI";
+/// Codes and refresh tokens of the simulator are this mark and at least so many characters of base64.
+const OPAQUE_START: &str = "1.";
+const OPAQUE_CHARS: usize = 80;
+
+/// Whether a text holds a code or refresh token.
+fn has_opaque(text: &str) -> bool {
+    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    text.match_indices(OPAQUE_START).any(|(at, _)| {
+        text.as_bytes()[at + OPAQUE_START.len()..].iter().take_while(|byte| is_base64(byte)).count() >= OPAQUE_CHARS
+    })
+}
 
 /// Texts of rows that are long and odd enough not to turn up by chance.
 fn row_texts(site: &Site) -> BTreeSet<String> {
@@ -160,4 +175,95 @@ fn a_sas_is_not_repeated_when_storage_cannot_be_reached() {
     site.configure("azure.toml", &settings);
     let done = site.run(&["--config", "azure.toml", "-vvv", "snapshot", "list"]).code(2).one_error();
     assert!(!done.err.contains(signature), "{}", done.err);
+}
+
+#[test]
+fn no_way_of_signing_in_leaves_a_trace_of_its_secrets() {
+    let people = People::new();
+    let (entra, client) = (people.entra(), people.client());
+    let certificate = entra.make_certificate(std::time::Duration::from_secs(300 * 86_400));
+    assert!(entra.register_certificate(&client, &certificate.pem));
+    let pem = people.site.path("app.pem");
+    fs::write(&pem, &certificate.pem).unwrap();
+    let credential = format!(
+        "{{ kind = \"client-certificate\", certificate = {{ file = {} }} }}",
+        crate::site::quoted(&pem.display().to_string())
+    );
+    people.configure(&[
+        people.profile("app", "ce", &people.secret_credential()),
+        people.profile("certificate", "ce", &credential),
+        people.profile("me", "ce", "{ kind = \"delegated\" }"),
+    ]);
+    let mut talk: Vec<(String, Done)> = Vec::new();
+    let mut processes = Vec::new();
+    // Sign-ins, each looked at from outside while it waits.
+    entra.set_device_codes(std::time::Duration::from_secs(1), std::time::Duration::from_secs(900));
+    let mut waiting = people.start(people.site.command(&["-vvv", "profile", "login", "me", "--no-browser"]));
+    let url = waiting.word("http://");
+    processes.push(waiting.command_line());
+    assert_eq!(people.browse(&url), 200);
+    talk.push(("login".into(), waiting.end().code(0)));
+    let waiting = people.start(people.site.command(&["-vvv", "profile", "reauthorize", "me", "--device-code"]));
+    let code = crate::site::wait_for("the code", || entra.user_codes().into_iter().next());
+    processes.push(waiting.command_line());
+    assert!(entra.approve_device(&code));
+    talk.push(("reauthorize".into(), waiting.end().code(0)));
+
+    let mut run = |arguments: &[&str], code: i32| {
+        let waiting = people.start(people.site.command(&[&["-vvv"], arguments].concat()));
+        processes.push(waiting.command_line());
+        talk.push((arguments.join(" "), waiting.end().code(code)));
+    };
+    for profile in ["app", "certificate", "me"] {
+        run(&["profile", "check", profile], 0);
+        run(&["--json", "profile", "check", profile], 0);
+    }
+    run(&["profile", "list"], 0);
+    run(&["profile", "consent-url", "me"], 0);
+    people.site.simulator.revoke_tokens();
+    run(&["backup", "env-me"], 0);
+    run(&["backup", "env-certificate"], 0);
+    run(&["doctor"], 0);
+    fs::write(people.site.path("secret.txt"), "Wr0ng~secret.of-somebody_else").unwrap();
+    run(&["profile", "check", "app"], 6);
+    let sealed = fs::read(people.site.path("seal.key")).unwrap();
+    fs::write(people.site.path("seal.key"), "another-sealing-key-of-more-than-32-characters").unwrap();
+    run(&["env", "whoami", "env-me"], 6);
+    fs::write(people.site.path("seal.key"), sealed).unwrap();
+    entra.revoke_refresh_tokens(&entra.people()[0].sign_in_name);
+    run(&["profile", "check", "me"], 6);
+    run(&["profile", "logout", "me"], 0);
+    entra.forget_certificates(&client);
+    run(&["profile", "check", "certificate"], 6);
+
+    let mut secrets: Vec<String> = certificate.pem.lines().filter(|line| line.len() > 40).map(str::to_owned).collect();
+    assert!(secrets.len() > 20, "a key and a certificate have many lines");
+    let others =
+        [&people.site.simulator.secret(), "Wr0ng~secret", SEAL, "another-sealing-key", TOKEN_START, ASSERTION_START];
+    secrets.extend(others.map(str::to_owned));
+    let look = |what: &str, bytes: &[u8]| {
+        is_clean(what, bytes, &secrets, &BTreeSet::new());
+        assert!(!has_opaque(&String::from_utf8_lossy(bytes)), "{what} holds a code or a refresh token");
+    };
+    let mut said = 0;
+    for (command, done) in &talk {
+        said += done.err.len();
+        look(&format!("stderr of {command}"), done.err.as_bytes());
+        look(&format!("stdout of {command}"), &done.out);
+    }
+    assert!(said > 10_000, "the loudest log is {said} bytes long, which cannot be all");
+    for (number, line) in processes.iter().enumerate() {
+        // The first two wait for a person; others may be over before they are looked at.
+        assert!(line.contains("-vvv") || number >= 2, "{line:?}");
+        look("a process list", line.as_bytes());
+    }
+    let given = ["secret.txt", "app.pem", "seal.key"];
+    let kept: Vec<_> =
+        files(people.site.folder.path()).into_iter().filter(|(name, _)| !given.contains(&name.as_str())).collect();
+    for part in ["catalog.db", "catalog.sign-ins/", "vault/"] {
+        assert!(kept.iter().any(|(name, _)| name.starts_with(part)), "nothing of {part} was looked at");
+    }
+    for (name, bytes) in kept {
+        look(&name, &bytes);
+    }
 }

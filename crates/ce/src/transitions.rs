@@ -1,6 +1,6 @@
 //! The requests that bring a row into a state (`dataverse`, section 6.5).
 
-use dynavault_model::{Guard, Row, RowWrite};
+use dynavault_model::{Guard, Row, RowId, RowWrite};
 use dynavault_odata::Method;
 
 use crate::rules::rules;
@@ -13,8 +13,15 @@ const DEFAULT_STATUS: &[u8] = b"-1";
 /// Method, path, condition and body of one request.
 type Request = (Method, String, Option<String>, Vec<u8>);
 
-/// The requests of one row, in order. `close` writes the table of close activities.
-pub(crate) fn parts(wire: &Wire<'_>, close: Option<&Wire<'_>>, row: &RowWrite) -> Result<Vec<Request>, Unwritable> {
+/// The requests of one row, in order. `close` writes the table of close activities. `passing` is an id for an activity that
+/// must not stay: where no captured one belongs to the state, the message makes one all the same, which is removed again
+/// in the same breath (section 6.5: otherwise there are two).
+pub(crate) fn parts(
+    wire: &Wire<'_>,
+    close: Option<&Wire<'_>>,
+    row: &RowWrite,
+    passing: RowId,
+) -> Result<Vec<Request>, Unwritable> {
     let wanted = with_row(&row.set, |set| number(set, "statecode"))?;
     let address = wire.address(&row.key)?;
     let condition = match &row.guard {
@@ -25,7 +32,12 @@ pub(crate) fn parts(wire: &Wire<'_>, close: Option<&Wire<'_>>, row: &RowWrite) -
     let Some(wanted) = wanted else {
         return Ok(vec![change(wire.body(&row.set, Purpose::Update)?, &condition)]);
     };
-    steps(wire.table_name(), row.from_state, wanted)
+    let steps = steps(wire.table_name(), row.from_state, wanted);
+    let extra = steps.iter().find_map(|step| match step {
+        Step::Close(message) if row.close.is_none() => Some(wire.address_of(message.close_table, &passing.to_string())),
+        _ => None,
+    });
+    let mut parts: Vec<Request> = steps
         .into_iter()
         .enumerate()
         .map(|(place, step)| {
@@ -42,11 +54,15 @@ pub(crate) fn parts(wire: &Wire<'_>, close: Option<&Wire<'_>>, row: &RowWrite) -
                     (Method::Post, format!("{address}/Microsoft.Dynamics.CRM.{name}"), None, Vec::new())
                 }
                 Step::Close(message) => {
-                    (Method::Post, message.name.to_string(), None, close_body(message, wire, close, row)?)
+                    (Method::Post, message.name.to_string(), None, close_body(message, wire, close, row, passing)?)
                 }
             })
         })
-        .collect()
+        .collect::<Result<_, Unwritable>>()?;
+    if let Some(address) = extra {
+        parts.push((Method::Delete, address?, None, Vec::new()));
+    }
+    Ok(parts)
 }
 
 /// The body of a message that closes a row. The close activity gets the id and the plain values of the one that was captured; its
@@ -56,6 +72,7 @@ fn close_body(
     wire: &Wire<'_>,
     close: Option<&Wire<'_>>,
     row: &RowWrite,
+    passing: RowId,
 ) -> Result<Vec<u8>, Unwritable> {
     let mut activity = Object::new();
     activity.text("@odata.type", &format!("Microsoft.Dynamics.CRM.{}", message.close_table));
@@ -79,6 +96,9 @@ fn close_body(
         let plain = only(captured, is_plain)?;
         let plain = without_nulls(&plain)?;
         close.members(&plain, Purpose::Create, &mut activity)?;
+    }
+    if row.close.is_none() {
+        activity.text("activityid", &passing.to_string());
     }
     outcome(row, &mut activity)?;
     let status = with_row(&row.set, |set| set.get("statuscode").filter(|value| *value != b"null").map(<[u8]>::to_vec))?;

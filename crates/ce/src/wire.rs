@@ -178,6 +178,11 @@ pub(crate) struct Wire<'a> {
 }
 
 impl<'a> Wire<'a> {
+    /// The address of a row of another table, by its id.
+    pub(crate) fn address_of(&self, table: &str, id: &str) -> Result<String, Unwritable> {
+        Ok(format!("{}({id})", self.sets.get(table)?))
+    }
+
     pub(crate) fn new(table: &'a TableSchema, sets: &'a Sets) -> Self {
         Self { table, navigations: Navigations::of(&Definition::of(table)), sets }
     }

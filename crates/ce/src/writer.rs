@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dynavault_model::{
-    Call, Clock, Guard, Rejection, RejectionClass, RowWrite, SourceError, TableSchema, WriteKind, WriteOptions,
+    Call, Clock, Guard, Rejection, RejectionClass, RowId, RowWrite, SourceError, TableSchema, WriteKind, WriteOptions,
     WriteOutcome,
 };
 use dynavault_odata::governor::RequestKind;
@@ -379,7 +379,11 @@ impl Writer<'_> {
 
     fn state_item(&self, row: &RowWrite) -> Result<Item, Unwritable> {
         let close_wire = self.related.as_deref().map(|table| Wire::new(table, self.sets));
-        let parts = crate::transitions::parts(&self.wire, close_wire.as_ref(), row)?;
+        // Unlike any other id: the row's own, turned by the time.
+        let now = self.clock.now().as_nanosecond().unsigned_abs();
+        let own = RowId::from_guid(row.key.id.as_bytes()).unwrap_or(RowId([0; 16]));
+        let passing = RowId((u128::from_be_bytes(own.0) ^ now).to_be_bytes());
+        let parts = crate::transitions::parts(&self.wire, close_wire.as_ref(), row, passing)?;
         let parts: Vec<Part> = parts
             .into_iter()
             .map(|(method, path, condition, body)| {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dynavault_catalog::Catalog;
 use dynavault_ce::{DataverseSource, DataverseTarget, SourceOptions};
@@ -23,6 +24,9 @@ use crate::{Config, TOOL};
 
 /// Path of the Web API below an environment's address (`dataverse` protocol, section 1.1: pin a version).
 const WEB_API: &str = "/api/data/v9.2/";
+
+/// How long a check waits for an environment that does not answer.
+const PROBE_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// The checked configuration and what is made of it.
 pub struct Engine {
@@ -261,26 +265,29 @@ impl Engine {
             let Some(profile) = self.config.profile(profile) else { continue };
             users.push(self.profile_tokens(profile, &format!("{resource}/.default"))?);
         }
-        self.dataverse_as(environment, users, access)
+        let client = ClientConfig::new(format!("{resource}{WEB_API}"));
+        self.dataverse_as(environment, client, users, access)
     }
 
-    /// The reading side of an environment as one application user, which may be anybody.
+    /// The reading side of an environment as one application user, for a check that a person waits for.
     pub(crate) fn source_as(
         &self,
         environment: &EnvironmentConfig,
         user: Arc<dyn TokenSource>,
     ) -> Result<DataverseSource, Failure> {
-        self.dataverse_as(environment, vec![user], Access::Read)
+        let mut client = ClientConfig::new(format!("{}{WEB_API}", resource_of(environment)?));
+        client.retry.first_contact_time_max = PROBE_TIME_MAX;
+        client.retry.time_max = PROBE_TIME_MAX;
+        self.dataverse_as(environment, client, vec![user], Access::Read)
     }
 
     fn dataverse_as(
         &self,
         environment: &EnvironmentConfig,
+        mut client: ClientConfig,
         users: Vec<Arc<dyn TokenSource>>,
         access: Access,
     ) -> Result<DataverseSource, Failure> {
-        let origin = resource_of(environment)?;
-        let mut client = ClientConfig::new(format!("{origin}{WEB_API}"));
         client.in_flight_max = environment.max_requests_in_flight;
         client.writes = access == Access::Write;
         let client = Client::new(client, users, Arc::clone(&self.clock))?;

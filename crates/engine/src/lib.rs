@@ -31,7 +31,7 @@ pub use config::{
 pub use doctor::{CheckLine, CheckStatus, DoctorReport};
 pub use dynavault_catalog::{RunFilter, RunSummary};
 pub use dynavault_pipeline::TablePlan;
-pub use dynavault_restore::{ConflictPolicy, Counts, PlanFile, PlanLine};
+pub use dynavault_restore::{ConflictPolicy, Counts, Finding, PlanFile, PlanLine};
 pub use dynavault_vault::{ContentReference, Damage, Manifest, VerifyOptions, VerifyReport, generate_key, sha256_hex};
 pub use export::{Carried, ExportFormat, ExportRequest, ExportStats};
 pub use failure::Failure;

@@ -12,6 +12,7 @@
 //! - Content that is replaced or goes with a deleted row is stored in the vault before it goes.
 //! - A row that is refused because a row it refers to is missing is written without that reference, if it may be; the
 //!   result says so. One lookup must not cost a row and everything below it (`dataverse` protocol, rule 6.2).
+//! - A row that cannot be made on behalf of the user who made it is made as our own (`dataverse` protocol, section 6.16).
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -28,7 +29,9 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::RestoreError;
-use crate::adjust::{OWNER_REFUSED, TARGET_MISSING, without_reference};
+use crate::adjust::{
+    OWNER_REFUSED, TARGET_MISSING, as_noted, left_out_as, refuses_creator, without_creator, without_reference, written_without,
+};
 use crate::batches::{BatchKey, Cutter};
 use crate::outcomes::RestoreReport;
 use crate::plan::{Action, Op};
@@ -40,6 +43,9 @@ const AHEAD_MAX: usize = 256;
 const SENDS_MAX: u32 = 6;
 /// References left out of one row before it is given up.
 const REFERENCES_MAX: usize = 32;
+
+/// Said of a row that is neither as planned nor as it was, after an answer was lost.
+const CHANGED_MEANWHILE: &str = "the row was changed by somebody else while the answer was lost";
 
 /// What applying needs.
 pub struct ApplyParts {
@@ -83,8 +89,17 @@ pub(crate) struct Applier {
 /// An operation on its way.
 struct Item {
     op: Op,
-    /// It was begun by an earlier process and no answer is known.
-    sent: bool,
+    /// What the journal says of it, if it was begun and no answer is known.
+    begun: Option<OpOutcome>,
+}
+
+/// What is known of operations that are sent again.
+#[derive(Default)]
+struct Again {
+    /// Sent before, without an answer.
+    sent: HashSet<u64>,
+    /// Content that was stored before it was replaced, as JSON.
+    kept: HashMap<u64, String>,
 }
 
 /// Operations of a plan, in order, as they are read.
@@ -146,8 +161,8 @@ pub async fn apply(parts: ApplyParts, run: RunId, mut ops: Ops) -> Result<Restor
         }
         place = Some((op.step, op.wave));
         match done.state(&applier.parts.catalog, run, op.n).await? {
-            None => batch.push(Item { op, sent: false }),
-            Some(outcome) if outcome.state == OpState::Sent => batch.push(Item { op, sent: true }),
+            None => batch.push(Item { op, begun: None }),
+            Some(outcome) if outcome.state == OpState::Sent => batch.push(Item { op, begun: Some(outcome) }),
             Some(outcome) => applier.lock_report().count(&op, &outcome),
         }
     }
@@ -242,9 +257,17 @@ impl Applier {
         let schema = Arc::clone(self.schema(&key.table)?);
         let mut outcomes: Vec<(Op, OpOutcome)> = Vec::with_capacity(items.len());
         let mut fresh: Vec<Op> = Vec::new();
-        let (begun, new): (Vec<Item>, Vec<Item>) = items.into_iter().partition(|item| item.sent);
-        fresh.extend(new.into_iter().map(|item| item.op));
-        let begun: Vec<Op> = begun.into_iter().map(|item| item.op).collect();
+        let mut begun: Vec<(Op, Option<String>)> = Vec::new();
+        let mut again = Again::default();
+        for Item { op, begun: journal } in items {
+            let Some(journal) = journal else {
+                fresh.push(op);
+                continue;
+            };
+            again.sent.insert(op.n);
+            again.kept.extend(journal.before.map(|before| (op.n, before)));
+            begun.push((op, journal.message));
+        }
         fresh.extend(self.settle(&schema, begun, &mut outcomes).await?);
         let blocked = self.blocked(&key.table, key.action);
         if let Some((code, message)) = blocked {
@@ -257,10 +280,10 @@ impl Applier {
         if !fresh.is_empty() {
             self.parts.catalog.intend(self.run, fresh.iter().map(|op| op.n).collect()).await?;
             match key.action {
-                Action::Write(kind) => self.write(&schema, kind, fresh, &mut outcomes).await?,
+                Action::Write(kind) => self.write(&schema, kind, fresh, again, &mut outcomes).await?,
                 Action::Upload | Action::Clear => {
                     for op in fresh {
-                        let outcome = self.content(&schema, &op).await?;
+                        let outcome = self.content(&schema, &op, again.kept.remove(&op.n)).await?;
                         outcomes.push((op, outcome));
                     }
                 }
@@ -276,27 +299,30 @@ impl Applier {
         Ok(())
     }
 
-    /// Reads rows whose write has no known answer; gives back those that have to be sent.
+    /// Reads rows whose write has no known answer; gives back those that have to be sent. With each operation goes what was
+    /// done differently from the plan when it was sent.
     async fn settle(
         &self,
         schema: &TableSchema,
-        ops: Vec<Op>,
+        ops: Vec<(Op, Option<String>)>,
         outcomes: &mut Vec<(Op, OpOutcome)>,
     ) -> Result<Vec<Op>, RestoreError> {
         // Making or removing a link, and uploading, may simply be done again.
         let plain = |op: &Op| matches!(op.action, Action::Write(_)) && !self.links.contains(&op.table);
-        let (rows, mut again): (Vec<Op>, Vec<Op>) = ops.into_iter().partition(plain);
+        let (rows, others): (Vec<_>, Vec<_>) = ops.into_iter().partition(|(op, _)| plain(op));
+        let mut again: Vec<Op> = others.into_iter().map(|(op, _)| op).collect();
         if rows.is_empty() {
             return Ok(again);
         }
-        let keys: Vec<_> = rows.iter().map(|op| op.key.clone()).collect();
+        let keys: Vec<_> = rows.iter().map(|(op, _)| op.key.clone()).collect();
         let live = read_live(self.parts.target.as_ref(), schema, &keys, &self.parts.call).await?;
-        for op in rows {
-            match settle(&op, live.get(&op.key)) {
-                Settled::Done => outcomes.push((noted(op.n, OpState::Done, None, None), op).swap()),
+        for (op, note) in rows {
+            let sent = note.as_deref().and_then(|note| as_noted(&op, note));
+            match settle(sent.as_ref().unwrap_or(&op), live.get(&op.key)) {
+                Settled::Done => outcomes.push((noted(op.n, OpState::Done, None, note), op).swap()),
                 Settled::Conflict => {
-                    let message = "the row was changed by somebody else while the answer was lost".to_string();
-                    outcomes.push((noted(op.n, OpState::Conflict, None, Some(message)), op).swap());
+                    let message = Some(CHANGED_MEANWHILE.to_string());
+                    outcomes.push((noted(op.n, OpState::Conflict, None, message), op).swap());
                 }
                 Settled::NotDone => again.push(op),
             }
@@ -310,8 +336,10 @@ impl Applier {
         schema: &TableSchema,
         kind: WriteKind,
         mut ops: Vec<Op>,
+        mut again: Again,
         outcomes: &mut Vec<(Op, OpOutcome)>,
     ) -> Result<(), RestoreError> {
+        let links = self.links.contains(&schema.table.name);
         let mut before: HashMap<u64, String> = HashMap::new();
         if kind == WriteKind::Delete {
             for op in &ops {
@@ -319,8 +347,19 @@ impl Applier {
                     before.insert(op.n, content);
                 }
             }
+            // Before the rows go: a process that dies after that still knows where their content is.
+            let kept = before.iter().map(|(n, content)| OpOutcome {
+                before: Some(content.clone()),
+                ..noted(*n, OpState::Sent, None, None)
+            });
+            let kept: Vec<OpOutcome> = kept.collect();
+            if !kept.is_empty() {
+                self.parts.catalog.conclude(self.run, kept).await?;
+            }
         }
         let mut last = String::new();
+        // Rows that are no longer written on behalf of their creators.
+        let mut alone: HashSet<u64> = HashSet::new();
         for _ in 0..SENDS_MAX {
             let writes: Vec<RowWrite> = ops.iter().map(row_write).collect();
             let answers =
@@ -330,10 +369,20 @@ impl Applier {
                 match answer {
                     WriteOutcome::Unknown { message } => {
                         last = message;
-                        lost.push(op);
+                        again.sent.insert(op.n);
+                        lost.push((op, None));
                     }
                     WriteOutcome::NotSent => unsent.push(op),
+                    WriteOutcome::Rejected(refusal) if refuses_creator(&op, &refusal) => {
+                        alone.insert(op.n);
+                        unsent.push(Op { on_behalf: None, ..op });
+                    }
                     answer => {
+                        // A link that is there, or gone, when it is sent again was made, or cut, the first time.
+                        let answer = match answer {
+                            WriteOutcome::Unchanged if links && again.sent.contains(&op.n) => WriteOutcome::Done,
+                            answer => answer,
+                        };
                         let mut outcome = self.outcome(schema, kind, &op, answer).await?;
                         outcome.before = before.remove(&op.n);
                         outcomes.push((op, outcome));
@@ -347,17 +396,14 @@ impl Applier {
             }
             ops.extend(unsent);
             if ops.is_empty() {
+                let done = |outcome: &OpOutcome| outcome.state == OpState::Done && alone.contains(&outcome.n);
+                for (_, outcome) in outcomes.iter_mut().filter(|(_, outcome)| done(outcome)) {
+                    outcome.message = Some(without_creator(outcome.message.take()));
+                }
                 return Ok(());
             }
         }
-        // The intents stay in the journal; resuming reads these rows again.
-        Err(RestoreError::Environment(SourceError::Exhausted {
-            what: format!("writing {} rows of table {}", ops.len(), schema.table),
-            tries: SENDS_MAX,
-            elapsed: std::time::Duration::ZERO,
-            limit: format!("SENDS_MAX = {SENDS_MAX}"),
-            last,
-        }))
+        Err(self.exhausted(schema, ops.len(), last))
     }
 
     /// The outcome of a write that was answered; a row refused for a missing reference gets another try without it.
@@ -405,19 +451,22 @@ impl Applier {
         let conflict = noted(op.n, OpState::Conflict, None, Some(message));
         let Some(from) = op.from.as_deref().filter(|_| kind == WriteKind::Delete) else { return Ok(conflict) };
         let (target, call) = (self.parts.target.as_ref(), &self.parts.call);
-        let live = read_live(target, schema, std::slice::from_ref(&op.key), call).await?;
-        let Some(live) = live.get(&op.key) else { return Ok(noted(op.n, OpState::Done, None, None)) };
-        let Some(etag) = live.etag().filter(|_| differs_by_cascade_only(from, live)) else { return Ok(conflict) };
-        let again = Op { guard: Guard::Unchanged(etag), ..op.clone() };
-        let answers = target.write(schema, kind, &[row_write(&again)], &self.parts.options, call).await?;
-        Ok(match answers.into_iter().next() {
-            Some(WriteOutcome::Done | WriteOutcome::Unchanged) => noted(op.n, OpState::Done, None, None),
-            Some(WriteOutcome::Rejected(rejection)) => {
-                noted(op.n, OpState::Rejected, Some(rejection.code), Some(rejection.message))
+        for _ in 0..SENDS_MAX {
+            let live = read_live(target, schema, std::slice::from_ref(&op.key), call).await?;
+            let Some(live) = live.get(&op.key) else { return Ok(noted(op.n, OpState::Done, None, None)) };
+            let Some(etag) = live.etag().filter(|_| differs_by_cascade_only(from, live)) else { return Ok(conflict) };
+            let again = Op { guard: Guard::Unchanged(etag), ..op.clone() };
+            let answers = target.write(schema, kind, &[row_write(&again)], &self.parts.options, call).await?;
+            match answers.into_iter().next().unwrap_or(WriteOutcome::NotSent) {
+                WriteOutcome::Done | WriteOutcome::Unchanged => return Ok(noted(op.n, OpState::Done, None, None)),
+                WriteOutcome::Rejected(rejection) => {
+                    return Ok(noted(op.n, OpState::Rejected, Some(rejection.code), Some(rejection.message)));
+                }
+                WriteOutcome::Conflict { .. } => return Ok(conflict),
+                WriteOutcome::Unknown { .. } | WriteOutcome::NotSent => {}
             }
-            Some(WriteOutcome::Unknown { message }) => noted(op.n, OpState::Sent, None, Some(message)),
-            _ => conflict,
-        })
+        }
+        Err(self.exhausted(schema, 1, String::new()))
     }
 
     /// Writes a row without the references the service says are missing, and without an owner that cannot own it.
@@ -435,41 +484,80 @@ impl Applier {
         while left_out.len() < REFERENCES_MAX {
             let Some((set, member)) = without_reference(&op, &rules, &refusal) else { return Ok(rejected) };
             let why = if refusal.class == RejectionClass::Owner { OWNER_REFUSED } else { TARGET_MISSING };
-            left_out.push(format!("{member} ({why})"));
+            left_out.push(left_out_as(&member, why));
             // Nothing is left of an operation that was about this value alone.
             if set.get() == "{}" && kind == WriteKind::Update {
                 return Ok(rejected);
             }
             op.set = Some(set);
-            let write = [row_write(&op)];
-            let answers = self.parts.target.write(schema, kind, &write, &self.parts.options, &self.parts.call).await?;
-            let note = || Some(format!("written without {}", left_out.join(", ")));
+            match self.write_adjusted(schema, kind, &op, written_without(&left_out)).await? {
+                Ok(outcome) => return Ok(outcome),
+                Err(next) => refusal = next,
+            }
+        }
+        Ok(rejected)
+    }
+
+    /// Writes a row differently from the plan. `Err` is a refusal that leaving out another reference may mend.
+    async fn write_adjusted(
+        &self,
+        schema: &TableSchema,
+        kind: WriteKind,
+        op: &Op,
+        note: String,
+    ) -> Result<Result<OpOutcome, Rejection>, RestoreError> {
+        // A process that dies now must know later what it was that it had sent.
+        let intent = noted(op.n, OpState::Sent, None, Some(note.clone()));
+        self.journal(intent).await?;
+        let (target, call) = (self.parts.target.as_ref(), &self.parts.call);
+        let done = || noted(op.n, OpState::Done, None, Some(note.clone()));
+        let mut last = String::new();
+        for _ in 0..SENDS_MAX {
+            let answers = target.write(schema, kind, &[row_write(op)], &self.parts.options, call).await?;
             match answers.into_iter().next().unwrap_or(WriteOutcome::NotSent) {
-                WriteOutcome::Done | WriteOutcome::Unchanged => return Ok(noted(op.n, OpState::Done, None, note())),
+                WriteOutcome::Done | WriteOutcome::Unchanged => return Ok(Ok(done())),
                 WriteOutcome::Rejected(next)
                     if matches!(next.class, RejectionClass::MissingReference | RejectionClass::Owner) =>
                 {
-                    refusal = next;
+                    return Ok(Err(next));
                 }
                 WriteOutcome::Rejected(next) => {
-                    return Ok(noted(op.n, OpState::Rejected, Some(next.code), Some(next.message)));
+                    return Ok(Ok(noted(op.n, OpState::Rejected, Some(next.code), Some(next.message))));
                 }
-                WriteOutcome::Conflict { message } => return Ok(noted(op.n, OpState::Conflict, None, Some(message))),
-                WriteOutcome::Unknown { .. } | WriteOutcome::NotSent => {
-                    let keys = [op.key.clone()];
-                    let live = read_live(self.parts.target.as_ref(), schema, &keys, &self.parts.call).await?;
-                    if settle(&op, live.get(&op.key)) == Settled::Done {
-                        return Ok(noted(op.n, OpState::Done, None, note()));
-                    }
-                    // Not there: the same again, with the same message to go by.
-                    left_out.pop();
-                    if left_out.len() + 1 >= REFERENCES_MAX {
-                        return Ok(rejected);
+                WriteOutcome::Conflict { message } => {
+                    return Ok(Ok(noted(op.n, OpState::Conflict, None, Some(message))));
+                }
+                WriteOutcome::NotSent => {}
+                WriteOutcome::Unknown { message } => {
+                    last = message;
+                    let live = read_live(target, schema, std::slice::from_ref(&op.key), call).await?;
+                    match settle(op, live.get(&op.key)) {
+                        Settled::Done => return Ok(Ok(done())),
+                        Settled::Conflict => {
+                            return Ok(Ok(noted(op.n, OpState::Conflict, None, Some(CHANGED_MEANWHILE.into()))));
+                        }
+                        Settled::NotDone => {}
                     }
                 }
             }
         }
-        Ok(rejected)
+        Err(self.exhausted(schema, 1, last))
+    }
+
+    /// The intents stay in the journal; resuming reads these rows again.
+    fn exhausted(&self, schema: &TableSchema, rows: usize, last: String) -> RestoreError {
+        RestoreError::Environment(SourceError::Exhausted {
+            what: format!("writing {rows} rows of table {}", schema.table),
+            tries: SENDS_MAX,
+            elapsed: std::time::Duration::ZERO,
+            limit: format!("SENDS_MAX = {SENDS_MAX}"),
+            last,
+        })
+    }
+
+    /// Notes what is about to be done, durably.
+    pub(crate) async fn journal(&self, intent: OpOutcome) -> Result<(), RestoreError> {
+        Ok(self.parts.catalog.conclude(self.run, vec![intent]).await?)
     }
 
     fn blocked(&self, table: &str, action: Action) -> Option<(String, String)> {

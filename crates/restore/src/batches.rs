@@ -24,6 +24,8 @@ pub(crate) struct BatchKey {
     pub(crate) action: Action,
     /// Guards of different kinds are different requests.
     guarded: bool,
+    /// A bulk message has one caller.
+    on_behalf: Option<String>,
 }
 
 impl BatchKey {
@@ -34,6 +36,7 @@ impl BatchKey {
             table: op.table.clone(),
             action: op.action,
             guarded: matches!(op.guard, dynavault_model::Guard::Unchanged(_)),
+            on_behalf: op.on_behalf.clone(),
         }
     }
 }

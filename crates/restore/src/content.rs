@@ -34,8 +34,14 @@ impl UploadSource for FromVault {
 }
 
 impl Applier {
-    /// Uploads or removes one piece of content.
-    pub(crate) async fn content(&self, schema: &TableSchema, op: &Op) -> Result<OpOutcome, RestoreError> {
+    /// Uploads or removes one piece of content. `kept` is what an earlier process stored of what was there before it: what is
+    /// there now may be what that process has put there.
+    pub(crate) async fn content(
+        &self,
+        schema: &TableSchema,
+        op: &Op,
+        kept: Option<String>,
+    ) -> Result<OpOutcome, RestoreError> {
         let Some(content) = &op.content else {
             return Ok(noted(op.n, OpState::Rejected, None, Some("the operation names no content".into())));
         };
@@ -43,13 +49,16 @@ impl Applier {
             let message = format!("the table has no column {} for files in this environment", content.column);
             return Ok(noted(op.n, OpState::Rejected, Some("missing-column".into()), Some(message)));
         };
-        let before = match self.live_item(schema, column, op).await? {
-            Some(item) => Some(self.keep(schema, column, &item).await?),
-            None => None,
-        };
-        let mut outcome = self.put(schema, column, op, content).await?;
-        outcome.before = before.flatten().and_then(|before| serde_json::to_string(&[before]).ok());
-        Ok(outcome)
+        if kept.is_none() {
+            let before = match self.live_item(schema, column, op).await? {
+                Some(item) => self.keep(schema, column, &item).await?,
+                None => None,
+            };
+            // An empty list says that there was nothing.
+            let before = serde_json::to_string(before.as_slice()).ok();
+            self.journal(OpOutcome { before, ..noted(op.n, OpState::Sent, None, None) }).await?;
+        }
+        self.put(schema, column, op, content).await
     }
 
     async fn put(

@@ -7,6 +7,7 @@
 use dynavault_model::{Birth, ColumnKind, ColumnRule, Row, RowId, RowKey, StateRule, TableRules, TableSchema};
 use serde::{Deserialize, Serialize};
 
+use crate::creators::Creators;
 use crate::compare::{NULL, Verdict, Winner, integer, reference, value, verdict};
 use crate::findings::{Findings, NotWritten};
 use crate::project::{Use, closed, fits, reason};
@@ -65,10 +66,13 @@ pub(crate) struct Draft {
     pub(crate) etag: Option<String>,
     /// A new owner of a row that is there.
     pub(crate) owner: Option<Lookup>,
-    /// Opens a closed row.
+    /// Opens a closed row, once it is known that something is written to it: one that is there, or one that is closed when it
+    /// comes back from the recycle bin.
     pub(crate) reopen: Option<Pair>,
     /// State and status at the end.
     pub(crate) state: Option<Pair>,
+    /// The user on whose behalf the row is made.
+    pub(crate) on_behalf: Option<String>,
 }
 
 /// Appends a member to the text of an object without braces.
@@ -95,6 +99,8 @@ pub(crate) struct Drafting<'a> {
     pub(crate) not_written: &'a mut NotWritten,
     /// The creation time is kept.
     pub(crate) keeps_created_on: bool,
+    /// Rows are made on behalf of those who made them.
+    pub(crate) creators: Option<&'a Creators>,
 }
 
 /// A row that cannot be made; the finding has been added.
@@ -134,6 +140,7 @@ impl Drafting<'_> {
             owner: None,
             reopen: None,
             state: None,
+            on_behalf: if kind == Kind::Create { self.creator(row) } else { None },
             key,
         };
         let mut needs = Vec::new();
@@ -200,6 +207,9 @@ impl Drafting<'_> {
                 let mut pair = state_pair(rule, state, status, rule.initial.to_string().as_bytes(), NULL);
                 pair.set = with_closing(rule, state, pair.set, row);
                 draft.state = Some(pair);
+                if draft.kind == Kind::Undelete && is_closed(rule, state) {
+                    draft.reopen = Some(opening(rule, state, status));
+                }
             }
         }
         if let Some((member, taken_from)) = &self.rules.created_on
@@ -278,6 +288,7 @@ impl Drafting<'_> {
             owner: None,
             reopen: None,
             state: None,
+            on_behalf: None,
             key,
         };
         let mut needs = Vec::new();
@@ -419,14 +430,12 @@ impl Drafting<'_> {
             }
         }
         let written = !draft.set.is_empty() || !draft.lookups.is_empty() || draft.owner.is_some();
-        let is_closed = integer(now).is_some_and(|now| rule.closed.contains(&now));
-        if written && is_closed {
-            let initial = rule.initial.to_string();
-            let open = rule.initial_statuses.first().map(ToString::to_string);
-            let open = open.as_deref().map_or(NULL, str::as_bytes);
-            draft.reopen = Some(state_pair(rule, initial.as_bytes(), open, now, status_now));
-            if last != (initial.as_bytes(), open) {
-                draft.state = Some(state_pair(rule, last.0, last.1, initial.as_bytes(), open));
+        if written && is_closed(rule, now) {
+            let (initial, open) = open_state(rule);
+            let (initial, open) = (initial.as_bytes(), open.as_bytes());
+            draft.reopen = Some(opening(rule, now, status_now));
+            if last != (initial, open) {
+                draft.state = Some(state_pair(rule, last.0, last.1, initial, open));
             }
         } else if last != (now, status_now) {
             draft.state = Some(state_pair(rule, last.0, last.1, now, status_now));
@@ -468,10 +477,40 @@ fn state_pair(rule: &StateRule, state: &[u8], status: &[u8], now: &[u8], status_
     Pair { set: object(state, status), from: object(now, status_now) }
 }
 
+/// Whether rows in this state take no changes until they are opened.
+pub(crate) fn is_closed(rule: &StateRule, state: &[u8]) -> bool {
+    integer(state).is_some_and(|state| rule.closed.contains(&state))
+}
+
+/// The state of an open row with its status, as JSON.
+fn open_state(rule: &StateRule) -> (String, String) {
+    let status = rule.initial_statuses.first().map_or_else(|| "null".to_string(), ToString::to_string);
+    (rule.initial.to_string(), status)
+}
+
+/// Opens a row that is in this state.
+fn opening(rule: &StateRule, now: &[u8], status_now: &[u8]) -> Pair {
+    let (state, status) = open_state(rule);
+    state_pair(rule, state.as_bytes(), status.as_bytes(), now, status_now)
+}
+
+/// Opens a closed row and closes it again as it was; none for an open one.
+pub(crate) fn open_and_close(rule: &StateRule, row: &Row<'_>) -> Option<(Pair, Pair)> {
+    let (state, status) = (value(row, &rule.state), value(row, &rule.status));
+    if !is_closed(rule, state) {
+        return None;
+    }
+    let (initial, open) = open_state(rule);
+    let mut close = state_pair(rule, state, status, initial.as_bytes(), open.as_bytes());
+    close.set = with_closing(rule, state, close.set, row);
+    close.from = with_closing(rule, state, close.from, row);
+    Some((opening(rule, state, status), close))
+}
+
 /// The text of a state with what the message for closing writes into the row, for a state that closes it: those values would
 /// otherwise be the service's own.
 fn with_closing(rule: &StateRule, state: &[u8], text: String, row: &Row<'_>) -> String {
-    if !integer(state).is_some_and(|state| rule.closed.contains(&state)) {
+    if !is_closed(rule, state) {
         return text;
     }
     let mut members = text.trim_start_matches('{').trim_end_matches('}').to_string();

@@ -1,9 +1,9 @@
 //! From drafts to operations, now that it is known which rows are there, which will be made, and in which order.
 //!
 //! Operations wait in a scratch file, table by table; 16 bytes of each stay in memory, by which they are sorted into the order
-//! of the plan: step, wave, table, kind.
+//! of the plan: step, wave, table, kind, guard, caller.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use dynavault_model::{Guard, RowKey, WriteKind};
 use serde_json::value::RawValue;
@@ -24,6 +24,10 @@ use crate::work::{Close, Work};
 
 /// Waves that fit into the sort key.
 const WAVE_MAX: u32 = (1 << 24) - 1;
+/// Callers that fit into the sort key; the operations of further ones are mixed, which costs requests and nothing else.
+const CALLER_MAX: u64 = (1 << 15) - 1;
+/// Most rows above a row: a longer chain is a circle.
+const ABOVE_MAX: u32 = 1_000;
 
 /// Operations in the making.
 #[derive(Debug)]
@@ -31,11 +35,13 @@ pub(crate) struct Ops {
     pub(crate) lines: Spill,
     /// Sort key and offset.
     pub(crate) index: Vec<(u64, u64)>,
+    /// Users on whose behalf rows are made: a request has one.
+    callers: HashMap<String, u64>,
 }
 
 impl Ops {
     pub(crate) fn new(scratch: &std::path::Path) -> Result<Self, RestoreError> {
-        Ok(Self { lines: Spill::new(scratch)?, index: Vec::new() })
+        Ok(Self { lines: Spill::new(scratch)?, index: Vec::new(), callers: HashMap::new() })
     }
 
     /// Adds an operation of a table.
@@ -48,7 +54,10 @@ impl Ops {
         };
         let guarded = u64::from(matches!(op.guard, Guard::Unchanged(_)));
         let wave = u64::from(op.wave.min(WAVE_MAX));
-        let key = (op.step as u64) << 60 | wave << 36 | u64::from(table) << 16 | action << 8 | guarded;
+        let next = self.callers.len() as u64 + 1;
+        let caller = op.on_behalf.as_ref().map_or(0, |user| *self.callers.entry(user.clone()).or_insert(next));
+        let who = guarded << 15 | caller.min(CALLER_MAX);
+        let key = (op.step as u64) << 60 | wave << 36 | u64::from(table) << 20 | action << 16 | who;
         self.index.push((key, self.lines.push(&line)?));
         Ok(())
     }
@@ -155,6 +164,7 @@ impl Emitter<'_> {
         let kind = if draft.kind == Kind::Undelete { WriteKind::Undelete } else { WriteKind::Create };
         let mut create = op(table, &draft.key, Step::Rows, wave, Action::Write(kind), Guard::Absent);
         create.set = Some(object(&now)?);
+        create.on_behalf.clone_from(&draft.on_behalf);
         if self.work.tables.get(node.table).rules().is_activity {
             create.parties = self.captured_parties(node, table, &draft.key)?;
         }
@@ -165,9 +175,19 @@ impl Emitter<'_> {
         } else {
             counts.create += 1;
         }
+        let follows = !later.is_empty() || self.work.openings.has_content(node);
+        let reopen = draft.reopen.as_ref().filter(|_| follows);
+        if let Some(reopen) = reopen {
+            // It is closed as soon as it is back, and takes neither lookups nor content then.
+            counts.state += 1;
+            let mut open = follow(table, &draft.key, Step::Lookups, 0, WriteKind::State);
+            (open.set, open.from) = (Some(raw(reopen.set.clone())?), Some(raw(reopen.from.clone())?));
+            self.ops.push(node.table, &open)?;
+        }
         if !later.is_empty() {
-            counts.update += 1;
-            let mut update = follow(table, &draft.key, Step::Lookups, 0, WriteKind::Update);
+            self.work.tables.get_mut(node.table).plan.counts.update += 1;
+            let wave = u32::from(reopen.is_some());
+            let mut update = follow(table, &draft.key, Step::Lookups, wave, WriteKind::Update);
             update.set = Some(object(&later)?);
             self.ops.push(node.table, &update)?;
         }
@@ -195,7 +215,18 @@ impl Emitter<'_> {
         self.ops.push(node.table, &update)
     }
 
-    fn change(&mut self, node: Node, table: &str, draft: Draft) -> Result<(), RestoreError> {
+    fn change(&mut self, node: Node, table: &str, mut draft: Draft) -> Result<(), RestoreError> {
+        let opening = self.work.openings.take(node);
+        let opens = opening.is_some();
+        if let Some(opening) = opening.filter(|_| draft.reopen.is_none()) {
+            draft.state = match draft.state.take() {
+                // Opening the row is all that was planned for its state.
+                Some(state) if state.set == opening.open.set => None,
+                Some(state) => Some(Pair { set: state.set, from: opening.close.from }),
+                None => Some(opening.close),
+            };
+            draft.reopen = Some(opening.open);
+        }
         let rules = self.work.tables.get(node.table).rules();
         // Only the first operation on a row can ask for the version it was planned for: it makes another.
         let mut version = draft.etag.clone().filter(|_| rules.guards_versions);
@@ -221,8 +252,9 @@ impl Emitter<'_> {
             _ => None,
         };
         let written = set.iter().any(|part| !part.is_empty());
-        let reopens = draft.reopen.is_some() && !written && owner.is_none();
-        if let Some(reopen) = draft.reopen.as_ref().filter(|_| written || owner.is_some()) {
+        let opened = written || owner.is_some() || opens;
+        let reopens = draft.reopen.is_some() && !opened;
+        if let Some(reopen) = draft.reopen.as_ref().filter(|_| opened) {
             let (guard, follows) = guard();
             let action = Action::Write(WriteKind::State);
             let mut open = op(table, &draft.key, Step::Reopen, 0, action, guard);
@@ -270,13 +302,48 @@ impl Emitter<'_> {
         guard: Guard,
         follows: bool,
     ) -> Result<(), RestoreError> {
-        // Children first: a case with open activities cannot be closed.
-        let wave = self.waves.last() - self.waves.row(node).min(self.waves.last());
+        let wave = self.state_wave(node);
         let mut set = op(table, &draft.key, Step::State, wave, Action::Write(WriteKind::State), guard);
         (set.set, set.from, set.follows) = (Some(raw(state.set.clone())?), Some(raw(state.from.clone())?), follows);
         set.close = self.close(node)?;
         self.ops.push(node.table, &set)?;
         self.work.tables.get_mut(node.table).plan.counts.state += 1;
+        Ok(())
+    }
+
+    /// When a state is set. Children first: a case with open activities cannot be closed. Where a state reaches below, parents
+    /// first: what is set below afterwards stands.
+    fn state_wave(&self, node: Node) -> u32 {
+        let last = self.waves.last();
+        let reaches = self.work.tables.get(node.table).rules().state.as_ref().is_some_and(|state| state.reaches_below);
+        if !reaches {
+            return last - self.waves.row(node).min(last);
+        }
+        let mut above = 0;
+        let mut at = node;
+        while let Some(parent) = self.work.above.get(&at).filter(|_| above < ABOVE_MAX) {
+            above += 1;
+            at = *parent;
+        }
+        last - self.waves.table(node.table).min(last) + above
+    }
+
+    /// Operations on closed rows that are opened although nothing is written to the rows themselves.
+    pub(crate) fn openings(&mut self) -> Result<(), RestoreError> {
+        for (node, table, opening) in self.work.openings.rest() {
+            let name = self.work.tables.get(table).name.clone();
+            let guard = opening.etag.map_or(Guard::Present, Guard::Unchanged);
+            let action = Action::Write(WriteKind::State);
+            let mut open = op(&name, &opening.key, Step::Reopen, 0, action, guard);
+            (open.set, open.from) = (Some(raw(opening.open.set)?), Some(raw(opening.open.from)?));
+            self.ops.push(table, &open)?;
+            let wave = node.map_or(self.waves.last(), |node| self.state_wave(node));
+            let mut close = follow(&name, &opening.key, Step::State, wave, WriteKind::State);
+            (close.set, close.from) = (Some(raw(opening.close.set)?), Some(raw(opening.close.from)?));
+            self.ops.push(table, &close)?;
+            self.work.tables.get_mut(table).plan.counts.state += 2;
+            self.touched.extend(node);
+        }
         Ok(())
     }
 
@@ -314,12 +381,12 @@ impl Emitter<'_> {
     ) -> Result<Vec<Box<RawValue>>, RestoreError> {
         let mut texts = Vec::new();
         for party in parties {
-            let named = match party.who.as_ref().map(|who| who.node) {
-                Some(Some(node)) => self.presence(node) != Presence::Missing,
-                Some(None) => true,
-                None => false,
-            };
-            match parties::text_of(party, named) {
+            if let Some((code, sentence)) = &party.unfit {
+                let sentence = format!("a party is left out: {sentence}");
+                self.work.findings.row(parties::code(code), table, &key.id, "", sentence);
+                continue;
+            }
+            match parties::text_of(party, self.is_named(party)) {
                 Ok(text) => texts.push(raw(text)?),
                 Err(why) => {
                     let sentence = format!("a party is left out: its row is not there and it has no address ({why})");
@@ -328,6 +395,12 @@ impl Emitter<'_> {
             }
         }
         Ok(texts)
+    }
+
+    /// Whether the row of a party can be named.
+    fn is_named(&self, party: &Party) -> bool {
+        let there = |node: Option<Node>| node.is_none_or(|node| self.presence(node) != Presence::Missing);
+        party.who.as_ref().is_some_and(|who| there(who.node))
     }
 
     /// Operations on the parties of activities that exist.
@@ -339,6 +412,13 @@ impl Emitter<'_> {
             let Some(parties) = self.work.parties.as_mut() else { return Ok(()) };
             let (captured, live) = (parties.captured(node)?, parties.live(node)?);
             if captured.is_empty() || parties::same(&captured, &live) {
+                continue;
+            }
+            // What of them can be written may be there already.
+            let fits = |party: &Party| party.unfit.is_none() && parties::text_of(party, self.is_named(party)).is_ok();
+            let fitting: Vec<Party> = captured.iter().filter(|party| fits(party)).cloned().collect();
+            let as_written = |party: &Party| parties::identity(party, self.is_named(party));
+            if parties::same_as(&fitting, as_written, &live) {
                 continue;
             }
             let table = self.work.tables.get(node.table);

@@ -10,7 +10,8 @@ const LISTED_MAX: usize = 10;
 #[derive(Debug, Default)]
 struct Kind {
     rows: u64,
-    listed: Vec<(Option<String>, String)>,
+    /// Row, sentence, and how many rows the sentence is about.
+    listed: Vec<(Option<String>, String, u64)>,
 }
 
 /// Findings by code, table and column.
@@ -31,8 +32,13 @@ impl Findings {
     fn add(&mut self, code: &'static str, table: &str, column: &str, id: Option<String>, message: String, rows: u64) {
         let kind = self.0.entry((code, table.to_string(), column.to_string())).or_default();
         kind.rows += rows;
-        if kind.listed.len() < LISTED_MAX {
-            kind.listed.push((id, message));
+        if let Some((None, said, about)) = kind.listed.last_mut()
+            && id.is_none()
+            && *said == message
+        {
+            *about += rows;
+        } else if kind.listed.len() < LISTED_MAX {
+            kind.listed.push((id, message, rows));
         }
     }
 
@@ -49,12 +55,8 @@ impl Findings {
                 message,
                 rows,
             };
-            if let [(None, message)] = kind.listed.as_slice() {
-                list.push(finding(None, message.clone(), kind.rows));
-                continue;
-            }
-            list.extend(kind.listed.iter().map(|(id, message)| finding(id.clone(), message.clone(), 1)));
-            let more = kind.rows.saturating_sub(kind.listed.len() as u64);
+            list.extend(kind.listed.iter().map(|(id, message, rows)| finding(id.clone(), message.clone(), *rows)));
+            let more = kind.rows - kind.listed.iter().map(|(_, _, rows)| rows).sum::<u64>();
             if more > 0 {
                 list.push(finding(None, format!("and {more} more"), more));
             }
@@ -89,7 +91,8 @@ mod tests {
         for n in 0..25 {
             findings.row("too-long", "account", &n.to_string(), "name", "the text is too long");
         }
-        findings.table("never", "audit", 7, "written by the service");
+        findings.table("never", "audit", 3, "written by the service");
+        findings.table("never", "audit", 4, "written by the service");
         let list = findings.list();
         assert_eq!(list.len(), 12);
         assert_eq!((list[0].code.as_str(), list[0].rows, list[0].id.as_deref()), ("never", 7, None));

@@ -15,14 +15,14 @@ use crate::compare::{NULL, Winner, reference, text, value};
 use crate::draft::{Lookup, push_member};
 use crate::error::RestoreError;
 use crate::live::{State, by_key_is_cheaper, existing_rows, gather};
-use crate::project::reason;
+use crate::project::{fits, reason};
 use crate::resolve::{Led, Resolver};
 use crate::spill::Spill;
 use crate::tables::{Role, Table, Tables};
 use crate::waves::Node;
 
 const PARTY: &str = "_partyid_value";
-const MASK: &str = "participationtypemask";
+pub(crate) const MASK: &str = "participationtypemask";
 const ADDRESS: &str = "addressused";
 /// Members of a party that are written beside the row it names.
 const WRITTEN: [&str; 3] = [MASK, ADDRESS, "effort"];
@@ -38,8 +38,12 @@ pub(crate) struct Party {
     /// Why it names nobody although the captured party does.
     pub(crate) lost: Option<String>,
     pub(crate) addressed: bool,
-    /// What two parties that are the same share.
-    pub(crate) identity: String,
+    /// Why the environment does not take it: code and sentence.
+    pub(crate) unfit: Option<(String, String)>,
+    mask: String,
+    /// Id of the row it names, and its address where it names none.
+    named: String,
+    address: String,
 }
 
 /// The parties of the plan's activities, and those of the live ones that may differ.
@@ -77,14 +81,25 @@ fn read(spill: &mut Spill, index: &[(Node, u64)], activity: Node) -> Result<Vec<
     Ok(parties)
 }
 
+/// What two parties that are the same share, given whether the row of a party can be named.
+pub(crate) fn identity(party: &Party, can_be_named: bool) -> String {
+    let Party { mask, named, address, .. } = party;
+    if can_be_named && !named.is_empty() { format!("{mask}/{named}/") } else { format!("{mask}//{address}") }
+}
+
 /// Whether two lists of parties say the same.
 pub(crate) fn same(a: &[Party], b: &[Party]) -> bool {
-    let sorted = |parties: &[Party]| {
-        let mut identities: Vec<String> = parties.iter().map(|party| party.identity.clone()).collect();
+    same_as(a, |party| identity(party, true), b)
+}
+
+/// Whether parties say the same as live ones once they are written; `identity_of` is theirs then.
+pub(crate) fn same_as(parties: &[Party], identity_of: impl Fn(&Party) -> String, live: &[Party]) -> bool {
+    let sorted = |mut identities: Vec<String>| {
         identities.sort_unstable();
         identities
     };
-    sorted(a) == sorted(b)
+    let live = live.iter().map(|party| identity(party, true)).collect();
+    sorted(parties.iter().map(identity_of).collect()) == sorted(live)
 }
 
 /// Number of the table of parties, and the member that names their activity.
@@ -203,10 +218,12 @@ fn party(row: &Row<'_>, rules: &TableRules, resolver: Option<&mut Resolver<'_>>)
     if DERIVED.contains(&mask) {
         return None;
     }
-    let mut plain = String::new();
+    let (mut plain, mut unfit) = (String::new(), None);
     for member in WRITTEN {
         if let Some(value) = row.get(member).filter(|value| *value != NULL) {
             push_member(&mut plain, member, value);
+            let misfit = rules.column(member).and_then(|rule| fits(rule, value).err());
+            unfit = unfit.or(misfit.map(|(code, sentence)| (code.to_string(), sentence)));
         }
     }
     let reference = reference(row, PARTY, rules.column(PARTY));
@@ -236,9 +253,9 @@ fn party(row: &Row<'_>, rules: &TableRules, resolver: Option<&mut Resolver<'_>>)
             }
         }
     }
-    let address = if named.is_empty() { String::from_utf8_lossy(value(row, ADDRESS)) } else { "".into() };
-    let identity = format!("{}/{named}/{address}", String::from_utf8_lossy(mask));
-    Some(Party { plain, who, lost, addressed, identity })
+    let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+    let (mask, address) = (text(mask), text(value(row, ADDRESS)));
+    Some(Party { plain, who, lost, addressed, unfit, mask, named, address })
 }
 
 /// The party as it is written, given whether its row can be named; otherwise why it is left out.

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use dynavault_model::{Ability, Birth, ColumnRule, Row, StateRule};
+use dynavault_model::{Ability, Birth, ColumnRule, Row, StateRule, TableRules};
 
 use crate::compare::{Winner, integer, reference, text, value, winner};
 use crate::draft::{Draft, Drafting, Kind, Need, push_member};
@@ -28,6 +28,7 @@ struct Passed {
     unmade: Vec<Node>,
     needs: Vec<(Node, Need)>,
     closing: Vec<Node>,
+    above: Vec<(Node, Node)>,
     wishes: Vec<(Node, u16)>,
     unchanged: u64,
     conflicts: u64,
@@ -67,10 +68,12 @@ impl Work {
             findings: &mut self.findings,
             not_written: &mut not_written,
             keeps_created_on: self.abilities.created_on == Ability::Granted,
+            creators: self.creators.as_ref(),
         };
         let (conflicts, pieces, activities) = (&mut self.conflicts, &mut self.pieces, &mut self.changed_activities);
         self.captured.each(usize::from(number), &ids, |at, row| {
             let node = Node { table: number, row: at as u32 };
+            passed.above.extend(above(&drafting.resolver, &rules, row).map(|parent| (node, parent)));
             let state = drafting.resolver.tables.get(number).state(node.row);
             let offset = match state {
                 State::Same => {
@@ -169,6 +172,7 @@ impl Work {
         for (node, place) in passed.wishes.drain(..) {
             self.pieces.want(node, place);
         }
+        self.above.extend(passed.above.drain(..));
         self.closing.extend(passed.closing.drain(..).map(|node| (node, None)));
         let table = self.tables.get_mut(number);
         for node in &passed.unmade {
@@ -231,6 +235,7 @@ impl Work {
             findings: &mut findings,
             not_written: &mut not_written,
             keeps_created_on: self.abilities.created_on == Ability::Granted,
+            creators: None,
         };
         let (closing, spill) = (&mut self.closing, &mut self.closes);
         let read = self.captured.all(usize::from(number), |_, row| {
@@ -328,6 +333,16 @@ impl Work {
         self.parties = Some(reading.parties(number, &parent, resolver)?);
         Ok(())
     }
+}
+
+/// The row of the plan that is above a row of the same table, where states reach below.
+fn above(resolver: &Resolver<'_>, rules: &TableRules, row: &Row<'_>) -> Option<Node> {
+    if !rules.state.as_ref().is_some_and(|state| state.reaches_below) {
+        return None;
+    }
+    let own = rules.parents.iter().filter(|relation| relation.parent == rules.table);
+    own.filter_map(|relation| reference(row, &relation.member, rules.column(&relation.member)))
+        .find_map(|parent| resolver.tables.find(&rules.table, parent.id))
 }
 
 /// Whether the captured state is one that a row is brought into by closing it.

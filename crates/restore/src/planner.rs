@@ -32,6 +32,7 @@ use crate::error::RestoreError;
 use crate::file::PlanWriter;
 use crate::findings::Findings;
 use crate::mapping::{Mapping, MappingFile};
+use crate::openings::Openings;
 use crate::pieces::Pieces;
 use crate::plan::{Action, ConflictPolicy, Counts, FORMAT, Finding, Op, PlanHead, PlanKind, TablePlan};
 use crate::related;
@@ -58,6 +59,8 @@ pub struct PlanRequest {
     pub columns: Vec<String>,
     /// Delete what the snapshot does not have.
     pub mirror: bool,
+    /// Make rows on behalf of those who made them.
+    pub as_creator: bool,
     /// How writes are made.
     pub options: WriteOptions,
     /// The mapping file, read if it is there and written; only for another organization.
@@ -188,6 +191,9 @@ impl Work {
             closing: HashMap::new(),
             closes: Spill::new(&scratch)?,
             links: Vec::new(),
+            creators: None,
+            openings: Openings::default(),
+            above: HashMap::new(),
             tables,
             scratch,
             captured,
@@ -210,6 +216,10 @@ impl Work {
             self.keep_deleted();
         }
         self.look_into_bin()?;
+        self.index_first_parts()?;
+        if request.as_creator {
+            self.read_creators(&head.identity.user_id)?;
+        }
         for number in self.tables.with_rows() {
             self.draft_table(number)?;
         }
@@ -220,6 +230,7 @@ impl Work {
         self.pieces.attach(captured, tables, findings)?;
         self.ask_outside()?;
         let waves = self.order();
+        self.find_openings()?;
         let ops = self.operations(&waves)?;
         self.check_conflicts()?;
         let mut unmapped = 0;
@@ -320,6 +331,7 @@ impl Work {
         for number in &numbers {
             emitter.rows(*number)?;
         }
+        emitter.openings()?;
         emitter.parties()?;
         emitter.links()?;
         for number in numbers {

@@ -28,7 +28,7 @@ use serde_json::value::RawValue;
 
 use crate::history::RowHistory;
 use crate::outcomes::LISTED_MAX;
-use crate::plan::Action;
+use crate::plan::{Action, Op};
 use crate::project::{fits, reason};
 use crate::settle::{LiveRow, is_value, same_value};
 
@@ -168,7 +168,7 @@ impl Prover<'_> {
             })
         };
         let _compared = live.with(|now| {
-            let changed = self.who_changed(now);
+            let changed = self.who_changed(history, now);
             for (member, value) in written.iter().filter(|(member, _)| is_value(member)) {
                 if same_value(Some(value.get().as_bytes()), now.get(member)) {
                     continue;
@@ -212,10 +212,15 @@ impl Prover<'_> {
     }
 
     /// Why a value may differ from what was written, if there is a reason.
-    fn who_changed(&self, now: &Row<'_>) -> Option<&'static str> {
+    fn who_changed(&self, history: &RowHistory, now: &Row<'_>) -> Option<&'static str> {
         let modified_by: Option<String> =
             now.get("_modifiedby_value").and_then(|value| serde_json::from_slice(value).ok());
-        if modified_by.is_some_and(|user| !user.eq_ignore_ascii_case(self.user)) {
+        // A row that was made on behalf of its creator was last modified by that user.
+        let ours = |user: &str| {
+            let behalf = |op: &Op| op.on_behalf.as_ref().is_some_and(|creator| creator.eq_ignore_ascii_case(user));
+            user.eq_ignore_ascii_case(self.user) || history.tried.iter().any(|tried| behalf(&tried.op))
+        };
+        if modified_by.is_some_and(|user| !ours(&user)) {
             return Some("changed-since");
         }
         (!self.options.bypass_logic).then_some("changed-by-automation")

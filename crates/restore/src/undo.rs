@@ -333,7 +333,8 @@ impl Undo<'_> {
             let initial = number(&state.state) == Some(state.initial)
                 && number(&state.status).is_none_or(|status| state.initial_statuses.first() == Some(&status));
             if filled(&state.state) && !initial {
-                let set = values.iter().filter(|(name, _)| is_state(name));
+                let closing = |member: &String| state.closing_writes.contains(member) && filled(member);
+                let set = values.iter().filter(|(name, _)| is_state(name) || closing(name));
                 let mut close = about(op, Step::State, 0, Action::Write(WriteKind::State), Guard::Present);
                 close.set = Some(object(set)?);
                 close.from = Some(raw(format!("{{{:?}:{}}}", state.state, state.initial))?);
@@ -452,6 +453,16 @@ impl Undo<'_> {
             // A state always goes with its status.
             let mut values = live_state(rules, live);
             values.extend(state_back);
+            // What closing writes into the row: the value it is to have, or keep.
+            let closes = values
+                .get(&state.state)
+                .and_then(|value| value.get().parse::<i64>().ok())
+                .is_some_and(|value| state.closed.contains(&value));
+            for member in state.closing_writes.iter().filter(|_| closes) {
+                if let Some(value) = back.get(member).cloned().or_else(|| live_value(live, member)) {
+                    values.insert(member.clone(), value);
+                }
+            }
             write.set = Some(object(values.iter())?);
             write.from = state_from.map(|from| raw(format!("{{{:?}:{from}}}", state.state))).transpose()?;
             write.follows = follows;
@@ -550,6 +561,14 @@ fn add(sum: &mut Counts, counts: &Counts) {
     sum.delete += counts.delete;
     sum.conflicts += counts.conflicts;
     sum.impossible += counts.impossible;
+}
+
+fn live_value(live: &LiveRow, member: &str) -> Option<Box<RawValue>> {
+    live.with(|row| {
+        let value = row.get(member).filter(|value| *value != b"null")?;
+        RawValue::from_string(String::from_utf8_lossy(value).into_owned()).ok()
+    })
+    .flatten()
 }
 
 /// State and status as they are now.

@@ -9,11 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::captured::Captured;
 use crate::compare::Winner;
+use crate::creators::Creators;
 use crate::draft::Lookup;
 use crate::error::RestoreError;
 use crate::findings::Findings;
 use crate::links::Links;
 use crate::mapping::Mapping;
+use crate::openings::Openings;
 use crate::parties::Parties;
 use crate::pieces::Pieces;
 use crate::plan::{Conflict, ConflictPolicy, PlanLine};
@@ -109,6 +111,12 @@ pub(crate) struct Work {
     pub(crate) closing: HashMap<Node, Option<(String, u64)>>,
     pub(crate) closes: Spill,
     pub(crate) links: Vec<(u16, Links)>,
+    /// Users on whose behalf rows are made; none when they are made by us.
+    pub(crate) creators: Option<Creators>,
+    /// Closed rows that are opened for what is written to them or below them.
+    pub(crate) openings: Openings,
+    /// The row above within its own table, where the state of a row reaches below it.
+    pub(crate) above: HashMap<Node, Node>,
 }
 
 impl Work {

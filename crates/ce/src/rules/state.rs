@@ -119,7 +119,11 @@ pub(super) fn rule(table: &str, definition: &Definition) -> Option<StateRule> {
         initial_statuses: statuses.filter_map(|choice| choice.value).collect(),
         closed: closed(table, definition).to_vec(),
         close_table: close_table(table),
-        closing_writes: if table == "opportunity" { vec![CLOSED_ON.to_string(), CLOSED_VALUE.to_string()] } else { Vec::new() },
+        closing_writes: if table == "opportunity" {
+            vec![CLOSED_ON.to_string(), CLOSED_VALUE.to_string()]
+        } else {
+            Vec::new()
+        },
         reaches_below: table == "product",
     })
 }

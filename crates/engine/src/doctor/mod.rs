@@ -112,11 +112,9 @@ impl DoctorReport {
 
     /// The class of what is wrong: the configuration before sign-in before anything else.
     pub fn fault(&self) -> Option<FaultKind> {
-        let faults = || self.checks.iter().filter_map(|line| line.fault);
-        [FaultKind::Usage, FaultKind::SignIn]
-            .into_iter()
-            .find(|kind| faults().any(|fault| fault == *kind))
-            .or_else(|| faults().next())
+        let has = |kind: FaultKind| self.checks.iter().any(|line| line.fault == Some(kind));
+        let named = [FaultKind::Usage, FaultKind::SignIn].into_iter().find(|kind| has(*kind));
+        named.or_else(|| (self.status == CheckStatus::Failed).then_some(FaultKind::Failed))
     }
 }
 
@@ -261,7 +259,7 @@ mod tests {
         let report = |kinds: &[FaultKind]| DoctorReport::new(kinds.iter().copied().map(failed).collect()).fault();
         assert_eq!(report(&[FaultKind::Failed, FaultKind::SignIn, FaultKind::Usage]), Some(FaultKind::Usage));
         assert_eq!(report(&[FaultKind::Failed, FaultKind::SignIn]), Some(FaultKind::SignIn));
-        assert_eq!(report(&[FaultKind::Failed]), Some(FaultKind::Failed));
+        assert_eq!(report(&[FaultKind::Busy]), Some(FaultKind::Failed));
         let warned = DoctorReport::new(vec![CheckLine::ok("a", "b", "c"), CheckLine::warning("a", "b", "c", "d")]);
         assert_eq!((warned.status, warned.fault()), (CheckStatus::Warning, None));
     }

@@ -165,7 +165,11 @@ impl Engine {
                 let options = SignInOptions {
                     scope,
                     prompt: if request.consent { Prompt::Consent } else { Prompt::SelectAccount },
-                    login_hint: before.as_ref().and_then(|before| before.user_name().map(str::to_string)),
+                    // Where anybody may sign in, the person chooses.
+                    login_hint: before
+                        .as_ref()
+                        .filter(|_| request.person == LoginAs::SamePerson)
+                        .and_then(|before| before.user_name().map(str::to_string)),
                     claims: None,
                 };
                 Waiting::Code(Box::new(sign_in.begin_code(options).await.map_err(failed)?))

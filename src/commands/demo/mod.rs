@@ -1,4 +1,7 @@
-//! `demo`: the whole way on an embedded simulator, ending in a proof over every table.
+//! `demo`: the whole way on an embedded simulator: backups, a proof over every table, an accident, its restore, its undo.
+
+mod moment;
+mod recovery;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,33 +15,11 @@ use tokio_util::sync::CancellationToken;
 use super::simulator::{failed, write_config};
 use super::{Outcome, backup};
 use crate::args::Global;
+use crate::commands::demo::moment::Moment;
 use crate::progress::Progress;
 use crate::{exit, print};
 
 const ENVIRONMENT: &str = "simulated";
-
-/// The environment at one moment: for every table its rows as the service would print them, sorted; and its files.
-struct Moment {
-    rows: BTreeMap<String, Vec<String>>,
-    files: Vec<dynavault_simulator::OracleFile>,
-}
-
-impl Moment {
-    fn of(simulator: &Handle) -> Self {
-        let tables = simulator.tables();
-        let rows = tables
-            .iter()
-            .filter(|table| table.readable)
-            .map(|table| {
-                let mut rows: Vec<String> =
-                    simulator.rows(&table.logical_name).into_iter().map(|row| row.json).collect();
-                rows.sort_unstable();
-                (table.logical_name.clone(), rows)
-            })
-            .collect();
-        Self { rows, files: simulator.files() }
-    }
-}
 
 struct Demo<'a> {
     engine: Engine,
@@ -60,7 +41,7 @@ pub(super) async fn run(
     if folder.join("vault").exists() {
         return Err(Failure::usage(format!("{} holds a vault already", folder.display()), "name an empty folder"));
     }
-    let config = SimulatorConfig { seed, rows, ..SimulatorConfig::default() };
+    let config = SimulatorConfig { seed, rows, custom_logic: false, ..SimulatorConfig::default() };
     let simulator = Simulator::start(config).await.map_err(|error| failed("start the simulator", &error))?;
     let path = write_config(&folder, &simulator).map_err(|error| failed("write the configuration", &error))?;
     let demo = Demo {
@@ -123,9 +104,13 @@ impl Demo<'_> {
             print::count(report.rows),
             report.damage.len()
         ));
-        let proved = old && new && report.damage.is_empty();
+        let recovery = self.recover(&after, seed).await?;
+        let proved = old && new && report.damage.is_empty() && recovery.proved;
         if self.global.json {
-            print::json(&serde_json::json!({"proved": proved, "full": first, "incremental": second, "verify": report}));
+            print::json(&serde_json::json!({
+                "proved": proved, "full": first, "incremental": second, "verify": report,
+                "restore": recovery.restore, "undo": recovery.undo,
+            }));
         }
         Ok(proved)
     }
@@ -225,6 +210,7 @@ impl Demo<'_> {
                 let config = folder.join("dynavault.toml");
                 print::talk(&format!("dynavault --config {} snapshot list", config.display()));
                 print::talk(&format!("dynavault --config {} export --table account | head -n 1", config.display()));
+                print::talk(&format!("dynavault --config {} run list", config.display()));
                 print::talk(&format!(
                     "zstd -dc {}/vault/environments/{ENVIRONMENT}/tables/account/*.jsonl.zst | head -c 400",
                     folder.display()
