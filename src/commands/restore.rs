@@ -187,6 +187,7 @@ fn summary_json(plan: &PlanFile) -> serde_json::Value {
         "requests": plan.end().requests,
         "minutes": plan.end().minutes,
         "digest": plan.end().digest,
+        "peak_memory_bytes": dynavault_engine::peak_memory_bytes(),
     })
 }
 

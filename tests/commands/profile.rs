@@ -167,6 +167,7 @@ fn every_failed_sign_in_says_one_thing_and_one_remedy() {
             entra.withdraw(&client, *permission);
         }
     }
+    people.site.simulator.revoke_tokens();
     people.run(&["backup", "env-me"]).code(6).says(&["AADSTS65001", "adminconsent", "consent-url me"]);
     assert_eq!(People::missing(&people.check("me", 6)).len(), 2);
 }

@@ -22,6 +22,12 @@ pub(crate) const ENVIRONMENT: &str = "simulated";
 pub(crate) const UNREADABLE: [&str; 4] = ["new_blocked", "new_external", "new_hidden", "new_secret"];
 /// Longest time a process may take before a scenario gives it up.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(240);
+/// The deadline, longer where more rows were asked for.
+fn deadline() -> Duration {
+    let rows = std::env::var("DYNAVAULT_SCENARIO_ROWS").ok().and_then(|text| text.parse::<u32>().ok());
+    DEADLINE * (rows.unwrap_or(0) / 20_000).max(1)
+}
+
 /// Pause between two looks at something that is waited for.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -303,7 +309,7 @@ impl Running {
             if self.child.try_wait().expect("the process can be asked").is_some() {
                 return false;
             }
-            assert!(begun.elapsed() < DEADLINE, "{}: not there after {} s", self.command, DEADLINE.as_secs());
+            assert!(begun.elapsed() < deadline(), "{}: not there after {} s", self.command, deadline().as_secs());
             std::thread::sleep(LOOK);
         }
     }

@@ -1,12 +1,13 @@
 //! Other ways back: into another environment, and out of the service's own recycle bin.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use dynavault_simulator::Config;
 
 use crate::harness::{Site, World};
 use crate::restore_whole::expect_reasons;
-use crate::restored::{State, reasons, shown};
+use crate::restored::{Applied, Plan, State, reasons};
 
 const ROWS: u64 = 1_000;
 
@@ -42,12 +43,69 @@ fn an_empty_environment_takes_everything_with_its_own_people_and_currencies() {
     let map_text = map.to_str().expect("text");
     let arguments = ["restore", "simulated", "--to", "other", "--map", map_text];
     let plan = site.plan("other", &arguments);
-    crate::harness::say(&std::fs::read_to_string(&map).expect("a mapping file"));
+    let pairs = matched(&map);
+    assert!(pairs.len() > 10, "{pairs:?}");
     let applied = site.apply(&plan);
+    applied.expect_clean();
     let after = State::of(&other.simulator);
-    crate::harness::say(&shown(&after.by_meaning().since(&source.by_meaning())));
-    crate::harness::say(&format!("{:#}", applied.end));
-    let _ = empty;
+    for table in ["systemuser", "businessunit", "transactioncurrency"] {
+        assert_eq!(after.tables[table].len(), empty.tables[table].len(), "nothing is made in {table}");
+    }
+    expect_mapped(&source, &after, &pairs, &plan, &applied);
+    after.expect_files_of(&source, &plan);
+
+    // A person says who stands for whom; that goes before what was found.
+    let owner = source.tables["contact"].values().map(|row| row["_ownerid_value"].trim_matches('"'));
+    let from = owner.into_iter().find(|id| pairs.contains_key(*id)).expect("an owner with a counterpart");
+    let (found, chosen) = (&pairs[from], other.simulator.user(1));
+    assert_ne!(*found, chosen);
+    let text = std::fs::read_to_string(&map).expect("a mapping file");
+    let text = text.replace(&format!("{from} = \"{found}\""), &format!("{from} = \"{chosen}\""));
+    std::fs::write(&map, text).expect("the mapping file is written");
+    let mut overwrite = arguments.to_vec();
+    overwrite.extend(["--table", "contact", "--conflict", "overwrite"]);
+    let plan = site.plan("chosen", &overwrite);
+    assert_eq!(plan.count("create"), 0);
+    site.apply(&plan);
+    let now = State::of(&other.simulator);
+    let (from, chosen) = (format!("\"{from}\""), format!("\"{chosen}\""));
+    for (key, _) in source.tables["contact"].iter().filter(|(_, row)| row["_ownerid_value"] == from) {
+        assert_eq!(now.value("contact", key, "_ownerid_value"), Some(chosen.as_str()), "contact {key}");
+    }
+}
+
+/// Tables whose rows another environment has under ids of its own.
+const PEOPLE: [&str; 4] = ["systemuser", "businessunit", "team", "transactioncurrency"];
+
+/// Counterparts by id, of all tables of a mapping file.
+fn matched(map: &std::path::Path) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(map).expect("a mapping file");
+    let pair = |line: &str| {
+        let (from, to) = line.split_once(" = \"")?;
+        (from.len() == 36).then(|| (from.to_string(), to.trim_end_matches('"').to_string()))
+    };
+    text.lines().filter_map(pair).collect()
+}
+
+/// Every lookup names what it named, or the counterpart of that; or the plan or the proof says why not.
+fn expect_mapped(source: &State, after: &State, pairs: &BTreeMap<String, String>, plan: &Plan, applied: &Applied) {
+    let mut expected = source.clone();
+    for members in expected.tables.values_mut().flat_map(BTreeMap::values_mut) {
+        for value in members.values_mut() {
+            if let Some(to) = pairs.get(value.trim_matches('"')) {
+                *value = format!("\"{to}\"");
+            }
+        }
+    }
+    // What every environment has for itself is not restored; memberships of teams are compared by their pairs.
+    let (mut expected, mut after) = (expected.by_meaning(), after.by_meaning());
+    for table in PEOPLE.iter().chain(&["organization"]) {
+        expected.tables.remove(*table);
+        after.tables.remove(*table);
+    }
+    let found = after.since(&expected);
+    let reasons = reasons(&found, plan, applied);
+    expect_reasons(&reasons);
 }
 
 #[test]

@@ -25,6 +25,9 @@ const MARKS: [&str; 3] = ["versionnumber", "modifiedon", "overriddencreatedon"];
 /// Columns whose values the service makes anew with each upload.
 const UPLOAD_MARKS: [&str; 4] = ["entityimageid", "entityimage_timestamp", "entityimage_url", "attachmentid"];
 
+/// Activities that come into being when something is closed.
+const CLOSING: [&str; 4] = ["opportunityclose", "incidentresolution", "quoteclose", "orderclose"];
+
 /// What is in the environment, without what differs between two restores that write the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct State {
@@ -54,10 +57,13 @@ impl State {
                     "connection" => row.contains("\"ismaster\":false"),
                     _ => links.contains(&table),
                 };
+                // Closing makes an activity, at the moment of closing; nobody can say otherwise (dataverse 6.5).
+                let closing = |row: &str| CLOSING.iter().any(|kind| row.contains(&format!("\"activitytypecode\":\"{kind}\"")));
                 let without_marks = |row: &String| {
-                    let numbered = numbered(row);
+                    let (numbered, closing) = (numbered(row), closing(row));
                     without(row, |name| {
-                        MARKS.contains(&name)
+                        (closing && name == "createdon")
+                            || MARKS.contains(&name)
                             || UPLOAD_MARKS.contains(&name)
                             || file_columns.iter().any(|column| column == name)
                             || name == "_relatedconnectionid_value"
@@ -152,6 +158,11 @@ impl Repaired {
 
     /// Checks a restore that was disturbed.
     fn check(&self, what: &str, ended: &Finished) {
+        if ended.code() != self.code {
+            let _ = std::fs::copy(self.site.folder.join("plan.jsonl"), "/tmp/t2_plan.jsonl");
+            let _ = std::fs::write("/tmp/t2_a.json", serde_json::to_vec(&self.result).unwrap());
+            let _ = std::fs::write("/tmp/t2_b.json", &ended.stdout);
+        }
         assert_eq!(ended.code(), self.code, "{what}\n{}\n{}", in_short(&ended.stdout), ended.stderr);
         State::of(&self.world).expect(what, &self.expected);
         same_result(what, &ended.json(), &self.result);

@@ -93,28 +93,29 @@ impl Catalog {
         .await
     }
 
-    /// Marks runs of an environment that never ended as interrupted; gives the newest. The caller holds the environment's
-    /// lock, so whatever still says `running` is dead.
+    /// Marks runs of a kind and an environment that never ended as interrupted; gives the newest. The caller holds the lock
+    /// for that kind, so whatever still says `running` is dead.
     pub async fn interrupt_dead_runs(
         &self,
+        kind: RunKind,
         environment: &str,
         but: RunId,
         now: Timestamp,
     ) -> Result<Option<RunId>, CatalogError> {
-        let environment = environment.to_string();
+        let (kind, environment) = (word(&kind), environment.to_string());
         self.transact("mark dead runs", move |tx| {
             let newest: Option<String> = tx
                 .query_row(
-                    "SELECT max(run) FROM run WHERE environment = ?1 AND status = 'running' AND kind = 'backup' AND run <> ?2",
-                    params![environment, but.to_string()],
+                    "SELECT max(run) FROM run WHERE environment = ?1 AND status = 'running' AND kind = ?3 AND run <> ?2",
+                    params![environment, but.to_string(), kind],
                     |row| row.get(0),
                 )
                 .optional()?
                 .flatten();
             tx.execute(
                 "UPDATE run SET status = 'interrupted', finished = ?3, error = 'the process ended before the run did'
-                 WHERE environment = ?1 AND status = 'running' AND kind = 'backup' AND run <> ?2",
-                params![environment, but.to_string(), now.to_string()],
+                 WHERE environment = ?1 AND status = 'running' AND kind = ?4 AND run <> ?2",
+                params![environment, but.to_string(), now.to_string(), kind],
             )?;
             Ok(newest.and_then(|text| text.parse().ok()))
         })

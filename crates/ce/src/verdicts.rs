@@ -14,9 +14,8 @@ const NO_STEP_FROM_HERE: u32 = 0x8004_f00e;
 /// The signed-in user has no licence or is not in the environment; in a write on behalf of another user, that one is meant
 /// (section 9.3). That a user is disabled (0x8004a112) is said of owners too: our own would not have come this far.
 const NOT_LET_IN: [u32; 2] = [0x8004_d24b, 0x8007_2560];
-/// Restoring from the bin: a row it refers to is missing; a row with the id exists, under the two codes that Microsoft's page
-/// gives (section 6.15).
-const BIN_REFERENCE_MISSING: u32 = 0x8004_9959;
+/// Restoring from the bin: a row with the id exists, under the two codes that Microsoft's page gives (section 6.15). Every other
+/// refusal ends in making the row, also that a row it refers to is missing: two deleted rows may refer to each other.
 const BIN_DUPLICATE: [u32; 2] = [0x8004_9939, 0x8004_4a02];
 
 /// A refusal as the service gave it.
@@ -76,7 +75,6 @@ pub(crate) fn verdict(tried: Tried<'_>, refused: &Refused) -> Verdict {
     let outcome = match (kind, refused.class) {
         // It stayed so until the budget of pauses was spent; nothing was done.
         (_, RefusalClass::Throttled) => WriteOutcome::NotSent,
-        (WriteKind::Undelete, _) if code == BIN_REFERENCE_MISSING => rejected(RejectionClass::MissingReference),
         (WriteKind::Undelete, _) if BIN_DUPLICATE.contains(&code) => conflict(),
         (WriteKind::Undelete, RefusalClass::Table) => rejected(RejectionClass::Table),
         (WriteKind::Undelete, _) => return Verdict::Make,
@@ -213,9 +211,9 @@ mod tests {
     }
 
     #[test]
-    fn the_bin_is_left_for_a_plain_creation_except_where_another_row_comes_first() {
+    fn the_bin_is_left_for_a_plain_creation_unless_the_row_is_there() {
         let missing = refused(400, 0x8004_9959, "a referenced row is missing");
-        assert_eq!(class(&of(WriteKind::Undelete, false, &missing)), Some(RejectionClass::MissingReference));
+        assert_eq!(of(WriteKind::Undelete, false, &missing), Verdict::Make);
         assert!(is_conflict(&of(WriteKind::Undelete, false, &refused(400, 0x8004_9939, "exists"))));
         assert_eq!(of(WriteKind::Undelete, false, &refused(400, 0x8004_9949, "choice")), Verdict::Make);
         assert_eq!(of(WriteKind::Undelete, false, &refused(404, 0x8004_0217, "not in the bin")), Verdict::Make);

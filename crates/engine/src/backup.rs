@@ -161,7 +161,7 @@ impl<'a> Backup<'a> {
         // Only one process can hold the local lock, so its id may re-take a lease that a crashed process left behind.
         let owner = LockOwner::new(local.id.clone(), describe_host());
         catalog.begin_run(run, RunKind::Backup, &name, options.started).await?;
-        let resumed_from = catalog.interrupt_dead_runs(&name, run, clock.now()).await?;
+        let resumed_from = catalog.interrupt_dead_runs(RunKind::Backup, &name, run, clock.now()).await?;
         options.resumed_from = resumed_from;
         let started = options.started;
         let result = Box::pin(self.locked_run(catalog.clone(), options, &owner)).await;

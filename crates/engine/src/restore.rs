@@ -131,6 +131,8 @@ impl<'a> Restore<'a> {
         plan.check_environment(&identity)?;
         let catalog = self.engine.catalog().await?;
         let run = self.begin(&catalog, path, &head, &end).await?;
+        let now = self.engine.clock().now();
+        catalog.interrupt_dead_runs(RunKind::Restore, &head.target, run, now).await?;
         let result = Box::pin(self.carry_out(run, &plan, &target, &identity, catalog.clone())).await;
         let ended = self.conclude(run, &head, &end, &catalog, result).await;
         drop(local);

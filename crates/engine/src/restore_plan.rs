@@ -72,6 +72,7 @@ impl Restore<'_> {
             conflict: request.conflict,
             columns: request.columns.clone(),
             mirror: request.mirror,
+            as_creator: request.as_creator,
             options: WriteOptions { bypass_logic: !request.run_automation, suppress_flows: !request.run_automation },
             mapping: request.map.clone(),
             tool: TOOL.to_string(),

@@ -35,7 +35,7 @@ use crate::adjust::{
 use crate::batches::{BatchKey, Cutter};
 use crate::outcomes::RestoreReport;
 use crate::plan::{Action, Op};
-use crate::settle::{Settled, differs_by_cascade_only, read_live, settle};
+use crate::settle::{LiveRow, Settled, differs_by_cascade_only, holds, read_live, settle, still_as_seen};
 
 /// Operations read ahead of the writes.
 const AHEAD_MAX: usize = 256;
@@ -439,8 +439,10 @@ impl Applier {
         }
     }
 
-    /// A row that is not the version the plan was made for. One that is to be deleted may differ by what the deletion of the
-    /// rows it refers to did to it, and by nothing else: then it is deleted as it is now.
+    /// A row that is not the version the plan was made for. Often the run itself made it another one: deletions empty lookups to
+    /// what goes, the recycle bin gives children back with their parent and fills lookups (`dataverse` protocol, section 6.15),
+    /// addresses are a part of their account. So the row is read, and what the operation is about decides: values that are as
+    /// they should be are done, values that are still the ones the plan saw are written, everything else is left alone.
     async fn conflict(
         &self,
         schema: &TableSchema,
@@ -449,16 +451,30 @@ impl Applier {
         message: String,
     ) -> Result<OpOutcome, RestoreError> {
         let conflict = noted(op.n, OpState::Conflict, None, Some(message));
-        let Some(from) = op.from.as_deref().filter(|_| kind == WriteKind::Delete) else { return Ok(conflict) };
         let (target, call) = (self.parts.target.as_ref(), &self.parts.call);
+        let ended = |state| Ok(noted(op.n, state, None, None));
         for _ in 0..SENDS_MAX {
+            if !matches!(kind, WriteKind::Undelete | WriteKind::Update | WriteKind::Delete) {
+                return Ok(conflict);
+            }
             let live = read_live(target, schema, std::slice::from_ref(&op.key), call).await?;
-            let Some(live) = live.get(&op.key) else { return Ok(noted(op.n, OpState::Done, None, None)) };
-            let Some(etag) = live.etag().filter(|_| differs_by_cascade_only(from, live)) else { return Ok(conflict) };
+            let as_planned = |live: &LiveRow| op.set.as_deref().is_some_and(|set| holds(set, live));
+            let as_seen = |live: &LiveRow| match kind {
+                WriteKind::Delete => op.from.as_deref().is_some_and(|from| differs_by_cascade_only(from, live)),
+                _ => still_as_seen(op, live),
+            };
+            let etag = match (kind, live.get(&op.key)) {
+                (WriteKind::Delete, None) => return ended(OpState::Done),
+                (WriteKind::Undelete, Some(live)) if as_planned(live) => return ended(OpState::Done),
+                (WriteKind::Update, Some(live)) if as_planned(live) => return ended(OpState::Unchanged),
+                (WriteKind::Delete | WriteKind::Update, Some(live)) if as_seen(live) => live.etag(),
+                _ => None,
+            };
+            let Some(etag) = etag else { return Ok(conflict) };
             let again = Op { guard: Guard::Unchanged(etag), ..op.clone() };
             let answers = target.write(schema, kind, &[row_write(&again)], &self.parts.options, call).await?;
             match answers.into_iter().next().unwrap_or(WriteOutcome::NotSent) {
-                WriteOutcome::Done | WriteOutcome::Unchanged => return Ok(noted(op.n, OpState::Done, None, None)),
+                WriteOutcome::Done | WriteOutcome::Unchanged => return ended(OpState::Done),
                 WriteOutcome::Rejected(rejection) => {
                     return Ok(noted(op.n, OpState::Rejected, Some(rejection.code), Some(rejection.message)));
                 }
@@ -487,7 +503,9 @@ impl Applier {
             left_out.push(left_out_as(&member, why));
             // Nothing is left of an operation that was about this value alone.
             if set.get() == "{}" && kind == WriteKind::Update {
-                return Ok(rejected);
+                let owner = refusal.class == RejectionClass::Owner;
+                let note = || noted(op.n, OpState::Done, None, Some(written_without(&left_out)));
+                return Ok(if owner { note() } else { rejected });
             }
             op.set = Some(set);
             match self.write_adjusted(schema, kind, &op, written_without(&left_out)).await? {

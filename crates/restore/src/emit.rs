@@ -13,7 +13,7 @@ use crate::draft::{Draft, Kind, Lookup, Pair};
 use crate::error::RestoreError;
 use crate::file::op_line;
 use crate::links::Link;
-use crate::parties::{self, Party};
+use crate::parties::{self, Differing, Party};
 use crate::pieces::Piece;
 use crate::plan::{Action, Op, Step};
 use crate::project::reason;
@@ -381,12 +381,12 @@ impl Emitter<'_> {
     ) -> Result<Vec<Box<RawValue>>, RestoreError> {
         let mut texts = Vec::new();
         for party in parties {
-            if let Some((code, sentence)) = &party.unfit {
+            if let Some(sentence) = &party.unfit {
                 let sentence = format!("a party is left out: {sentence}");
-                self.work.findings.row(parties::code(code), table, &key.id, "", sentence);
+                self.work.findings.row("party-lost", table, &key.id, "", sentence);
                 continue;
             }
-            match parties::text_of(party, self.is_named(party)) {
+            match parties::text_of(party, self.work.can_name(party)) {
                 Ok(text) => texts.push(raw(text)?),
                 Err(why) => {
                     let sentence = format!("a party is left out: its row is not there and it has no address ({why})");
@@ -397,34 +397,16 @@ impl Emitter<'_> {
         Ok(texts)
     }
 
-    /// Whether the row of a party can be named.
-    fn is_named(&self, party: &Party) -> bool {
-        let there = |node: Option<Node>| node.is_none_or(|node| self.presence(node) != Presence::Missing);
-        party.who.as_ref().is_some_and(|who| there(who.node))
-    }
-
     /// Operations on the parties of activities that exist.
     pub(crate) fn parties(&mut self) -> Result<(), RestoreError> {
         let mut changed: Vec<(Node, Winner)> = self.work.changed_activities.drain().collect();
         changed.sort_unstable_by_key(|(node, _)| *node);
         for (node, winner) in changed {
             self.work.stopped()?;
-            let Some(parties) = self.work.parties.as_mut() else { return Ok(()) };
-            let (captured, live) = (parties.captured(node)?, parties.live(node)?);
-            if captured.is_empty() || parties::same(&captured, &live) {
-                continue;
-            }
-            // What of them can be written may be there already.
-            let fits = |party: &Party| party.unfit.is_none() && parties::text_of(party, self.is_named(party)).is_ok();
-            let fitting: Vec<Party> = captured.iter().filter(|party| fits(party)).cloned().collect();
-            let as_written = |party: &Party| parties::identity(party, self.is_named(party));
-            if parties::same_as(&fitting, as_written, &live) {
-                continue;
-            }
+            let Some(Differing { captured, live, wins }) = self.work.differing_parties(node, winner)? else { continue };
             let table = self.work.tables.get(node.table);
             let name = table.name.clone();
             let key = RowKey::new(table.ids[node.row as usize].to_string());
-            let wins = winner == Winner::Snapshot || (winner == Winner::Fill && live.is_empty());
             let now: Vec<Box<RawValue>> = live
                 .iter()
                 .filter_map(|party| parties::text_of(party, true).ok())

@@ -156,9 +156,12 @@ pub struct PlanFile {
 impl PlanFile {
     /// Opens a plan and checks all of it.
     pub fn open(path: &Path) -> Result<Self, RestoreError> {
-        let file = File::open(path).map_err(|source| failed(path, source))?;
-        let mut lines = Lines::new(path, file.try_clone().map_err(|source| failed(path, source))?);
         let refused = |reason: String| RestoreError::Plan { path: path.to_path_buf(), reason };
+        let file = File::open(path).map_err(|error| refused(format!("it cannot be opened ({error})")))?;
+        if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+            return Err(refused("it is not a file".into()));
+        }
+        let mut lines = Lines::new(path, file.try_clone().map_err(|source| failed(path, source))?);
         let Some(first) = lines.next_line()? else { return Err(refused("the file is empty".into())) };
         let head = head(first).map_err(refused)?;
         let mut check = Check::default();

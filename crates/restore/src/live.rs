@@ -45,6 +45,13 @@ pub(crate) enum State {
     Differs(u64),
 }
 
+impl State {
+    /// Whether the row is there now.
+    pub(crate) fn is_live(self) -> bool {
+        matches!(self, Self::Same | Self::Differs(_))
+    }
+}
+
 /// [`State`] in 8 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Packed(u64);
@@ -71,7 +78,7 @@ impl Packed {
 
     /// Whether the row is there now.
     pub(crate) fn is_live(self) -> bool {
-        matches!(self.state(), State::Same | State::Differs(_))
+        self.state().is_live()
     }
 }
 

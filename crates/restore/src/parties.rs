@@ -16,13 +16,15 @@ use crate::draft::{Lookup, push_member};
 use crate::error::RestoreError;
 use crate::live::{State, by_key_is_cheaper, existing_rows, gather};
 use crate::project::{fits, reason};
-use crate::resolve::{Led, Resolver};
+use crate::plan::ConflictPolicy;
+use crate::resolve::{Led, Presence, Resolver, presence};
 use crate::spill::Spill;
 use crate::tables::{Role, Table, Tables};
 use crate::waves::Node;
+use crate::work::Work;
 
 const PARTY: &str = "_partyid_value";
-pub(crate) const MASK: &str = "participationtypemask";
+const MASK: &str = "participationtypemask";
 const ADDRESS: &str = "addressused";
 /// Members of a party that are written beside the row it names.
 const WRITTEN: [&str; 3] = [MASK, ADDRESS, "effort"];
@@ -38,8 +40,8 @@ pub(crate) struct Party {
     /// Why it names nobody although the captured party does.
     pub(crate) lost: Option<String>,
     pub(crate) addressed: bool,
-    /// Why the environment does not take it: code and sentence.
-    pub(crate) unfit: Option<(String, String)>,
+    /// Why the environment does not take it.
+    pub(crate) unfit: Option<String>,
     mask: String,
     /// Id of the row it names, and its address where it names none.
     named: String,
@@ -87,19 +89,98 @@ pub(crate) fn identity(party: &Party, can_be_named: bool) -> String {
     if can_be_named && !named.is_empty() { format!("{mask}/{named}/") } else { format!("{mask}//{address}") }
 }
 
-/// Whether two lists of parties say the same.
-pub(crate) fn same(a: &[Party], b: &[Party]) -> bool {
-    same_as(a, |party| identity(party, true), b)
-}
-
-/// Whether parties say the same as live ones once they are written; `identity_of` is theirs then.
-pub(crate) fn same_as(parties: &[Party], identity_of: impl Fn(&Party) -> String, live: &[Party]) -> bool {
+/// Whether parties say the same as live ones; `identity_of` is what they are compared by.
+fn same(parties: &[Party], identity_of: impl Fn(&Party) -> String, live: &[Party]) -> bool {
     let sorted = |mut identities: Vec<String>| {
         identities.sort_unstable();
         identities
     };
     let live = live.iter().map(|party| identity(party, true)).collect();
     sorted(parties.iter().map(identity_of).collect()) == sorted(live)
+}
+
+/// Whether writing the captured parties only fills: every live one is a captured one, or what the deletion of its row has left of
+/// it, and what is missing beside them names a row that is gone (`is_back`: that the plan makes).
+fn fills(captured: &[Party], live: &[Party], is_back: impl Fn(&Party) -> bool) -> bool {
+    let mut left: Vec<&Party> = captured.iter().collect();
+    for now in live {
+        let now = identity(now, true);
+        let whole = left.iter().position(|party| identity(party, true) == now);
+        let found = whole.or_else(|| left.iter().position(|party| is_back(party) && identity(party, false) == now));
+        let Some(at) = found else { return false };
+        left.swap_remove(at);
+    }
+    live.is_empty() || left.into_iter().all(is_back)
+}
+
+/// Parties of an activity that differ.
+pub(crate) struct Differing {
+    pub(crate) captured: Vec<Party>,
+    pub(crate) live: Vec<Party>,
+    /// The captured ones are written.
+    pub(crate) wins: bool,
+}
+
+impl Work {
+    /// Whether the row of a party can be named; once it is known which rows are made.
+    pub(crate) fn can_name(&self, party: &Party) -> bool {
+        let there = |node| presence(&self.tables, &self.outside, node) != Presence::Missing;
+        party.who.as_ref().is_some_and(|who| who.node.is_none_or(there))
+    }
+
+    /// The parties of an activity, unless they are as they can be.
+    pub(crate) fn differing_parties(&mut self, node: Node, winner: Winner) -> Result<Option<Differing>, RestoreError> {
+        let Some(parties) = self.parties.as_mut() else { return Ok(None) };
+        let (captured, live) = (parties.captured(node)?, parties.live(node)?);
+        if captured.is_empty() || same(&captured, |party| identity(party, true), &live) {
+            return Ok(None);
+        }
+        // What of them can be written may be there already.
+        let fits = |party: &Party| party.unfit.is_none() && text_of(party, self.can_name(party)).is_ok();
+        let fitting: Vec<Party> = captured.iter().filter(|party| fits(party)).cloned().collect();
+        if same(&fitting, |party| identity(party, self.can_name(party)), &live) {
+            return Ok(None);
+        }
+        let is_made = |node| presence(&self.tables, &self.outside, node) == Presence::Planned;
+        let is_back = |party: &Party| party.who.as_ref().and_then(|who| who.node).is_some_and(is_made);
+        let wins = match winner {
+            Winner::Snapshot => true,
+            Winner::Fill => fills(&captured, &live, is_back),
+            Winner::Live => false,
+        };
+        Ok(Some(Differing { captured, live, wins }))
+    }
+
+    /// Adds the activities that are as they were captured and have parties that name rows which the plan makes: the deletion of
+    /// those rows has emptied the parties without a trace in the activity.
+    pub(crate) fn find_emptied_parties(&mut self, number: u16, parent: &str) -> Result<(), RestoreError> {
+        let winner = match self.conflict {
+            ConflictPolicy::Overwrite => Winner::Snapshot,
+            ConflictPolicy::Skip => return Ok(()),
+            // Neither side of an equal row is newer.
+            ConflictPolicy::FillEmpty | ConflictPolicy::NewerWins | ConflictPolicy::Fail => Winner::Fill,
+        };
+        let tables = &self.tables;
+        let missing = |node: Node| matches!(tables.get(node.table).state(node.row), State::Absent | State::Binned);
+        let any = |number: u16| (0..tables.get(number).states.len() as u32).any(|row| missing(Node { table: number, row }));
+        if !tables.with_rows().into_iter().any(any) {
+            return Ok(());
+        }
+        let rules = Arc::clone(tables.get(number).rules());
+        let changed = &mut self.changed_activities;
+        self.captured.all(usize::from(number), |_, row| {
+            let Some(activity) = activity(tables, parent, row) else { return Ok(()) };
+            if tables.get(activity.table).state(activity.row) != State::Same || changed.contains_key(&activity) {
+                return Ok(());
+            }
+            let who = reference(row, PARTY, rules.column(PARTY));
+            let named = who.and_then(|who| tables.find(who.table.as_deref()?, who.id));
+            if named.is_some_and(missing) {
+                changed.insert(activity, winner);
+            }
+            Ok(())
+        })
+    }
 }
 
 /// Number of the table of parties, and the member that names their activity.
@@ -142,8 +223,8 @@ impl Reading<'_> {
             let Some(activity) = activity(tables, parent, row) else { return Ok(()) };
             let wanted = match tables.get(activity.table).state(activity.row) {
                 State::Absent | State::Binned => true,
-                State::Differs(_) => self.changed.contains_key(&activity),
-                State::Same | State::Unmade => false,
+                State::Same | State::Differs(_) => self.changed.contains_key(&activity),
+                State::Unmade => false,
             };
             if let Some(party) = wanted.then(|| party(row, &rules, Some(&mut resolver))).flatten() {
                 parties.captured_index.push((activity, parties.captured.push_json(&party)?));
@@ -223,7 +304,7 @@ fn party(row: &Row<'_>, rules: &TableRules, resolver: Option<&mut Resolver<'_>>)
         if let Some(value) = row.get(member).filter(|value| *value != NULL) {
             push_member(&mut plain, member, value);
             let misfit = rules.column(member).and_then(|rule| fits(rule, value).err());
-            unfit = unfit.or(misfit.map(|(code, sentence)| (code.to_string(), sentence)));
+            unfit = unfit.or(misfit.map(|(code, sentence)| format!("{sentence} ({code})")));
         }
     }
     let reference = reference(row, PARTY, rules.column(PARTY));
@@ -316,8 +397,24 @@ mod tests {
         assert_eq!(read(&NAMED.replace(":2,", ":9,")), None);
         let (a, b) = (read(NAMED).unwrap(), read(&NAMED.replace("a@x", "b@x")).unwrap());
         let other = read(&NAMED.replace(":2,", ":3,")).unwrap();
+        let same = |a: &[Party], b: &[Party]| same(a, |party| identity(party, true), b);
         assert!(same(&[a.clone(), other.clone()], &[other.clone(), b]));
         assert!(!same(std::slice::from_ref(&a), &[other]));
         assert!(!same(&[a.clone(), a.clone()], &[a]));
+    }
+
+    #[test]
+    fn parties_are_filled_when_nothing_else_has_changed() {
+        let named = read(NAMED).unwrap();
+        let emptied = read(&NAMED.replace("\"0fe1c2d3-a4b5-46c7-88d9-eafb0c1d2e3f\"", "null")).unwrap();
+        let other = read(&NAMED.replace(":2,", ":3,")).unwrap();
+        let (captured, back) = ([named.clone(), other.clone()], |party: &Party| party.mask == "2");
+        assert!(fills(&captured, &[other.clone(), emptied.clone()], back));
+        assert!(fills(&captured, std::slice::from_ref(&other), back));
+        assert!(fills(&captured, &[], back));
+        // Somebody has removed the other one, or has added one.
+        assert!(!fills(&captured, std::slice::from_ref(&emptied), back));
+        assert!(!fills(&captured, &[other.clone(), emptied, other], back));
+        assert!(!fills(&[named.clone()], &[read(&NAMED.replace(":2,", ":4,")).unwrap()], back));
     }
 }

@@ -319,6 +319,8 @@ impl Work {
         let name = self.tables.get(number).name.clone();
         if !self.columns.allow(&name, &name) {
             self.changed_activities.clear();
+        } else {
+            self.find_emptied_parties(number, &parent)?;
         }
         let (source, target) = (Arc::clone(&self.source), Arc::clone(&self.target));
         let reading = parties::Reading {

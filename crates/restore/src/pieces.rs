@@ -108,6 +108,18 @@ impl Pieces {
         spill.push_json(piece).map(|_| ())
     }
 
+    /// Rows of a table with pieces to upload or remove.
+    pub(crate) fn rows(&mut self, table: u16) -> Result<Vec<u32>, RestoreError> {
+        let mut rows = Vec::new();
+        if let Some(spill) = &mut self.drafts[usize::from(table)] {
+            spill.scan_json(|piece: Piece| {
+                rows.push(piece.row);
+                Ok(())
+            })?;
+        }
+        Ok(rows)
+    }
+
     /// Pieces of a table.
     pub(crate) fn take(&mut self, table: u16) -> Option<Spill> {
         self.drafts[usize::from(table)].take()

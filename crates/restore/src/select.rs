@@ -6,9 +6,9 @@
 //!
 //! Party rows and content need no selection: they go along with their rows.
 
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 
-use dynavault_model::RowId;
+use dynavault_model::{Row, RowId};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
 use crate::captured::Captured;
@@ -25,7 +25,7 @@ const LEVELS_MAX: u32 = 64;
 pub struct Selection {
     /// Patterns of logical names; all tables when empty.
     pub tables: Vec<String>,
-    /// Ids of rows; all rows when empty.
+    /// Ids of rows, `ID/PARTITION` where a key has two parts; all rows when empty.
     pub ids: Vec<String>,
     /// A condition, see the restore guide.
     pub filter: Option<String>,
@@ -138,58 +138,115 @@ pub(crate) fn rows(
     tables: &Tables,
     named: &[u16],
 ) -> Result<Vec<(u16, Vec<RowId>)>, RestoreError> {
-    let wanted: BTreeSet<RowId> = selection
-        .ids
-        .iter()
-        .map(|id| {
-            id.parse()
-                .map_err(|_| wrong(format!("{id} is not an id"), "ids look like 0fe1c2d3-a4b5-46c7-88d9-eafb0c1d2e3f"))
-        })
-        .collect::<Result<_, _>>()?;
-    let wanted: Vec<RowId> = wanted.into_iter().collect();
+    let wanted = selection.ids.iter().map(|id| Wanted::parse(id)).collect::<Result<Vec<_>, _>>()?;
     let filter = match &selection.filter {
         Some(text) => Some(Filter::parse(text).map_err(filtered)?),
         None => None,
     };
     let mut selected = Vec::with_capacity(named.len());
-    let mut seen: BTreeSet<RowId> = BTreeSet::new();
+    let mut seen = vec![false; wanted.len()];
     for number in named {
         let at = usize::from(*number);
-        let mut ids = match (&filter, wanted.is_empty()) {
-            (None, true) => captured.ids(at)?,
-            (None, false) => captured.present(at, &wanted)?,
-            (Some(filter), _) => {
+        let asked = match wanted.as_slice() {
+            [] => None,
+            wanted => Some(ids_of(wanted, captured, tables, *number, &mut seen)?),
+        };
+        let mut ids = match (&filter, asked) {
+            (None, None) => captured.ids(at)?,
+            (None, Some(ids)) => ids,
+            (Some(filter), asked) => {
                 let filter = filter.bind(tables.get(*number).source()).map_err(filtered)?;
                 let mut ids = Vec::new();
-                let mut take = |id: RowId, row: &dynavault_model::Row<'_>| {
+                let mut take = |id: RowId, row: &Row<'_>| {
                     if filter.matches(row) {
                         ids.push(id);
                     }
                     Ok(())
                 };
-                if wanted.is_empty() {
-                    captured.all(at, take)?;
-                } else {
-                    captured.each(at, &wanted, |place, row| take(wanted[place], row))?;
+                match asked {
+                    None => captured.all(at, take)?,
+                    Some(asked) => captured.each(at, &asked, |place, row| take(asked[place], row))?,
                 }
                 ids
             }
         };
         ids.sort_unstable();
-        if filter.is_none() && !wanted.is_empty() {
-            seen.extend(&ids);
-        }
         selected.push((*number, ids));
     }
-    if filter.is_none()
-        && let Some(missing) = wanted.iter().find(|id| !seen.contains(id))
-    {
+    if let Some(at) = seen.iter().position(|seen| !seen) {
         return Err(wrong(
-            format!("none of the chosen tables of the snapshot has a row {missing}"),
+            format!("none of the chosen tables of the snapshot has a row {}", selection.ids[at]),
             "`dynavault find` looks for a row; name its table with --table",
         ));
     }
     Ok(selected)
+}
+
+/// A row as `--id` names it.
+struct Wanted {
+    /// The id, or the first part of the key where it has several.
+    id: RowId,
+    /// All parts, where they were given.
+    whole: Option<RowId>,
+    text: String,
+}
+
+impl Wanted {
+    fn parse(text: &str) -> Result<Self, RestoreError> {
+        let (first, partition) = text.split_once('/').map_or((text, None), |(first, rest)| (first, Some(rest)));
+        let id: RowId = first.parse().map_err(|_| {
+            let remedy = "ids look like 0fe1c2d3-a4b5-46c7-88d9-eafb0c1d2e3f; where a key has two parts, ID/PARTITION";
+            wrong(format!("{text} is not an id"), remedy)
+        })?;
+        let token = |text: &str| serde_json::Value::from(text).to_string();
+        let whole = partition.map(|partition| {
+            let (first, second) = (token(&first.to_ascii_lowercase()), token(partition));
+            RowId::of_key(&[first.as_bytes(), second.as_bytes()])
+        });
+        Ok(Self { id, whole, text: text.to_string() })
+    }
+}
+
+/// Ids of the wanted rows that a table has, sorted.
+fn ids_of(
+    wanted: &[Wanted],
+    captured: &Captured,
+    tables: &Tables,
+    number: u16,
+    seen: &mut [bool],
+) -> Result<Vec<RowId>, RestoreError> {
+    let source = tables.get(number).source();
+    let mut asked: Vec<(RowId, usize)> = Vec::new();
+    if let [first, _, ..] = source.key.as_slice() {
+        let parts: HashMap<RowId, usize> =
+            wanted.iter().enumerate().filter(|(_, row)| row.whole.is_none()).map(|(at, row)| (row.id, at)).collect();
+        asked.extend(wanted.iter().enumerate().filter_map(|(at, row)| Some((row.whole?, at))));
+        if !parts.is_empty() {
+            let mut found: Vec<(RowId, usize)> = Vec::new();
+            captured.all(usize::from(number), |id, row| {
+                let at = row.get(first).and_then(|part| parts.get(&RowId::of_key(&[part])));
+                found.extend(at.map(|at| (id, *at)));
+                Ok(())
+            })?;
+            found.sort_by_key(|(_, at)| *at);
+            if let Some(pair) = found.windows(2).find(|pair| pair[0].1 == pair[1].1) {
+                let (text, table) = (&wanted[pair[0].1].text, &tables.get(number).name);
+                let reason = format!("several rows of table {table} have the id {text}");
+                return Err(wrong(reason, "say which one with --id ID/PARTITION"));
+            }
+            asked.extend(found);
+        }
+    } else {
+        asked.extend(wanted.iter().enumerate().filter(|(_, row)| row.whole.is_none()).map(|(at, row)| (row.id, at)));
+    }
+    asked.sort_unstable();
+    let mut ids: Vec<RowId> = asked.iter().map(|(id, _)| *id).collect();
+    ids.dedup();
+    let ids = captured.present(usize::from(number), &ids)?;
+    for (_, at) in asked.iter().filter(|(id, _)| ids.binary_search(id).is_ok()) {
+        seen[*at] = true;
+    }
+    Ok(ids)
 }
 
 fn filtered(error: crate::filter::FilterError) -> RestoreError {

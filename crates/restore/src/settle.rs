@@ -150,6 +150,26 @@ pub(crate) fn differs_by_cascade_only(from: &RawValue, live: &LiveRow) -> bool {
     .unwrap_or(false)
 }
 
+/// Whether nobody has changed what an update is about since the plan was made: every value of it is the one that the plan saw, or
+/// the one that it writes.
+pub(crate) fn still_as_seen(op: &Op, live: &LiveRow) -> bool {
+    let (Some(set), Some(from)) = (op.set.as_deref(), op.from.as_deref()) else { return false };
+    let (set, from) = (set.get().as_bytes(), from.get().as_bytes());
+    let (mut written, mut seen) = (Vec::new(), Vec::new());
+    if scan(set, &mut written).is_err() || scan(from, &mut seen).is_err() {
+        return false;
+    }
+    let (set, from) = (Row::new(set, &written), Row::new(from, &seen));
+    live.with(|live| {
+        set.members().iter().all(|member| {
+            let name = String::from_utf8_lossy(set.key(member));
+            let now = live.get(&name);
+            !is_value(&name) || same_value(from.get(&name), now) || same_value(Some(set.value(member)), now)
+        })
+    })
+    .unwrap_or(false)
+}
+
 /// What reading a row again says about a lost write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Settled {
@@ -174,7 +194,7 @@ pub(crate) fn settle(op: &Op, live: Option<&LiveRow>) -> Settled {
         (WriteKind::Update | WriteKind::State, Some(live)) if planned(live) => Settled::Done,
         (WriteKind::State, Some(_)) => Settled::NotDone,
         (WriteKind::Update, Some(live)) => match &op.guard {
-            Guard::Unchanged(etag) if live.etag().as_ref() != Some(etag) => Settled::Conflict,
+            Guard::Unchanged(etag) if live.etag().as_ref() != Some(etag) && !still_as_seen(op, live) => Settled::Conflict,
             _ => Settled::NotDone,
         },
     }
@@ -224,6 +244,20 @@ mod tests {
         assert_eq!(settle(&update, Some(&row("1", "B"))), Settled::NotDone);
         assert_eq!(settle(&update, Some(&row("2", "C"))), Settled::Conflict);
         assert_eq!(settle(&update, None), Settled::Conflict);
+    }
+
+    #[test]
+    fn an_update_is_about_its_own_values_only() {
+        let from = RawValue::from_string(r#"{"name":"B","fax":"1"}"#.into()).unwrap();
+        let update = Op {
+            from: Some(from),
+            ..op(WriteKind::Update, Guard::Unchanged("W/\"1\"".into()), r#"{"name":"A","fax":null}"#)
+        };
+        let row = |name: &str, fax: &str| live(&format!(r#"{{"@odata.etag":"W/\"2\"","name":"{name}","fax":{fax},"city":"C"}}"#));
+        assert!(still_as_seen(&update, &row("B", "\"1\"")) && still_as_seen(&update, &row("A", "\"1\"")));
+        assert!(!still_as_seen(&update, &row("B", "\"2\"")) && !still_as_seen(&update, &row("C", "null")));
+        assert_eq!(settle(&update, Some(&row("B", "\"1\""))), Settled::NotDone);
+        assert_eq!(settle(&update, Some(&row("C", "\"1\""))), Settled::Conflict);
     }
 
     #[test]

@@ -155,6 +155,23 @@ impl Work {
         Ok(())
     }
 
+    /// Notes the rows whose keys have several parts by the first part: a lookup knows only that one (`dataverse` protocol,
+    /// section 8.12).
+    pub(crate) fn index_first_parts(&mut self) -> Result<(), RestoreError> {
+        for number in self.tables.with_rows() {
+            let table = self.tables.get(number);
+            let [key, _, ..] = table.source().key.as_slice() else { continue };
+            let mut parts = Vec::with_capacity(table.ids.len());
+            self.captured.each(usize::from(number), &table.ids, |at, row| {
+                parts.extend(row.get(key).map(|part| (RowId::of_key(&[part]), at as u32)));
+                Ok(())
+            })?;
+            parts.sort_unstable();
+            self.tables.get_mut(number).first_parts = parts;
+        }
+        Ok(())
+    }
+
     /// Finds the counterparts of users, teams, units, currencies, roles and queues.
     pub(crate) fn map_references(&mut self, file: &MappingFile) -> Result<(), RestoreError> {
         let (mut captured, mut live) = (HashMap::new(), HashMap::new());

@@ -43,6 +43,8 @@ pub(crate) struct Table {
     pub(crate) whole: bool,
     /// Rows of the plan, sorted.
     pub(crate) ids: Arc<Vec<RowId>>,
+    /// Where a key has several parts: the rows by the first, which is what lookups name.
+    pub(crate) first_parts: Vec<(RowId, u32)>,
     /// The live side, one for each row.
     pub(crate) states: Vec<Packed>,
     /// Live rows that differ.
@@ -132,6 +134,7 @@ impl Tables {
                 rules,
                 whole: false,
                 ids: Arc::default(),
+                first_parts: Vec::new(),
                 states: Vec::new(),
                 live: None,
                 others: Vec::new(),
@@ -173,8 +176,13 @@ impl Tables {
     /// A row of the plan. A row of the common list of activities is found in the table of its kind.
     pub(crate) fn find(&self, name: &str, id: RowId) -> Option<Node> {
         let within = |number: u16| {
-            let row = self.get(number).ids.binary_search(&id).ok()? as u32;
-            self.get(number).is_rows().then_some(Node { table: number, row })
+            let table = self.get(number);
+            let by_part = table.first_parts.binary_search_by_key(&id, |(part, _)| *part);
+            let row = match by_part {
+                Ok(at) => table.first_parts[at].1,
+                Err(_) => table.ids.binary_search(&id).ok()? as u32,
+            };
+            table.is_rows().then_some(Node { table: number, row })
         };
         let number = self.number(name);
         number.and_then(within).or_else(|| {

@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "the lint's exception for tests does not reach helpers")]
 
+mod again;
 mod fakes;
+mod special;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

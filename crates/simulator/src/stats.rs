@@ -45,6 +45,8 @@ pub struct Stats {
     pub operations: BTreeMap<String, u64>,
     /// Rows that clients wrote, by table.
     pub rows_written: BTreeMap<String, RowWrites>,
+    /// Requests with at least one write, refused ones included; a batch counts once, and one that only reads does not.
+    pub write_requests: u64,
     /// Times the custom plug-ins ran.
     pub plugins_run: u64,
     /// Cloud flows started.
@@ -54,6 +56,7 @@ pub struct Stats {
 impl Stats {
     /// Adds what one write did.
     pub(crate) fn add_writes(&mut self, tally: Tally) {
+        self.write_requests += u64::from(!tally.operations.is_empty());
         for (kind, count) in tally.operations {
             *self.operations.entry(kind.to_owned()).or_default() += count;
         }

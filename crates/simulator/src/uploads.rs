@@ -586,10 +586,9 @@ mod tests {
     fn the_oldest_session_makes_room() {
         let mut sessions = Sessions::default();
         let target = Target::Column { table: 0, key: Guid::from_order(1).into(), column: "a".to_owned() };
-        for number in 0..=super::SESSIONS_MAX {
-            sessions.open(number.to_string(), target.clone(), String::new());
-        }
-        assert!(sessions.get("0").is_err());
-        assert!(sessions.get("1").is_ok());
+        let tokens: Vec<String> =
+            (0..=super::SESSIONS_MAX).map(|_| sessions.open(target.clone(), String::new())).collect();
+        assert!(sessions.get(&tokens[0]).is_err());
+        assert!(sessions.get(&tokens[1]).is_ok());
     }
 }

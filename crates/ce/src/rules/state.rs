@@ -99,6 +99,10 @@ pub(crate) fn steps(table: &str, from: Option<i64>, to: i64) -> Vec<Step> {
             vec![Step::Change(QUOTE_ACTIVE, Passing::Through), message]
         }
         (_, Some(message)) => vec![message],
+        // A closed lead is opened before it is closed in another way.
+        ("lead", None) if to != 0 && from.is_some_and(|from| from != 0) => {
+            vec![Step::Change(0, Passing::Through), arrive]
+        }
         // Drafts become active by publishing, and only then anything else (section 8.6).
         ("product", None) if from == Some(PRODUCT_DRAFT) && to == PRODUCT_ACTIVE => vec![PUBLISH],
         ("product", None) if from == Some(PRODUCT_DRAFT) => vec![PUBLISH, arrive],

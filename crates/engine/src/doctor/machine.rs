@@ -12,7 +12,7 @@ use super::{CheckLine, failure_of};
 use crate::assemble::{Engine, resource_of};
 use crate::config::EnvironmentConfig;
 use crate::failure::Failure;
-use crate::profile::cloud_hint;
+use crate::profile::{authority_of, cloud_hint, graph_root_of};
 
 /// Less free space than this stops a backup soon: state files and scratch of one large table.
 const DISK_BYTES_MIN: u64 = 100 << 20;
@@ -25,9 +25,8 @@ impl Engine {
     pub(super) fn check_addresses(&self, environments: &[&EnvironmentConfig], profiles: &[&str]) -> Vec<CheckLine> {
         let mut addresses: Vec<(String, Result<String, Failure>)> = Vec::new();
         for profile in profiles.iter().filter_map(|name| self.config().profile(name)) {
-            addresses
-                .push((format!("sign-in of {}", profile.name), self.authority(profile).map(|url| url.to_string())));
-            addresses.push((format!("Graph of {}", profile.name), self.graph_root(profile)));
+            addresses.push((format!("sign-in of {}", profile.name), authority_of(profile).map(|url| url.to_string())));
+            addresses.push((format!("Graph of {}", profile.name), graph_root_of(profile)));
         }
         for environment in environments {
             addresses.push((format!("environment {}", environment.name), resource_of(environment)));

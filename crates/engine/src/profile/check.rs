@@ -30,7 +30,7 @@ use crate::profile::judge::{Carried, Directory, Evidence, excess, judge};
 use crate::profile::report::{
     CredentialLine, EnvironmentLine, PermissionLine, PermissionState, ProfileCheck, SignedInAs, TenantInfo,
 };
-use crate::profile::{Api, PermissionRow, PermissionType, SignInMode, cloud_hint, permissions_of};
+use crate::profile::{Api, PermissionRow, PermissionType, SignInMode, cloud_hint, graph_root_of, permissions_of};
 
 /// Credentials that end within this time are worth a warning (`entra` protocol, section 9.1).
 const EXPIRY_WARNED: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -89,7 +89,7 @@ impl Engine {
 impl Checker<'_> {
     async fn run(mut self) -> Result<ProfileCheck, Failure> {
         let environments = self.engine.environments_of(&self.profile.name);
-        let graph_root = self.engine.graph_root(self.profile)?;
+        let graph_root = graph_root_of(self.profile)?;
         let of_graph = self.fetch(&graph_root).await?;
         let mut evidence = Evidence {
             mode: self.mode,
@@ -196,10 +196,7 @@ impl Checker<'_> {
         let token = match self.unless_cancelled(tokens.fresh_token()).await? {
             Ok(token) => token,
             Err(error) => {
-                let carried = match finding(&error) {
-                    Some(carried) => carried,
-                    None => return Err(sign_in_failed(&error)),
-                };
+                let Some(carried) = finding(&error) else { return Err(sign_in_failed(&error)) };
                 return Ok(Fetched { tokens, carried, claims: None, refusal: Some(error) });
             }
         };
@@ -305,7 +302,7 @@ impl Checker<'_> {
                     let mut directory = Directory { resources, ..Directory::default() };
                     match self.mode {
                         SignInMode::AppOnly => {
-                            found.name = principal.display_name.clone();
+                            found.name.clone_from(&principal.display_name);
                             let roles = graph.role_assignments(&principal.id).await;
                             directory.roles = self.allowed(roles, "the granted application permissions")?;
                         }

@@ -51,6 +51,26 @@ pub(crate) fn certificate(
     Ok(Arc::new(ClientCertificate::parse(bytes.expose_secret(), password.as_ref())?))
 }
 
+/// The sign-in service of a profile: as written, else that of its cloud.
+pub(crate) fn authority_of(profile: &ProfileConfig) -> Result<Url, Failure> {
+    let what = format!("profile {}: authority", profile.name);
+    let text = match &profile.authority {
+        Some(text) => text.resolve(&what)?,
+        None => profile.cloud.authority().to_string(),
+    };
+    Ok(crate::config::check_address(&what, &text)?)
+}
+
+/// Root of Microsoft Graph for a profile, without a slash at its end; also the resource of its tokens.
+pub(crate) fn graph_root_of(profile: &ProfileConfig) -> Result<String, Failure> {
+    let what = format!("profile {}: graph", profile.name);
+    let text = match &profile.graph {
+        Some(text) => text.resolve(&what)?,
+        None => profile.cloud.graph().to_string(),
+    };
+    Ok(crate::config::check_address(&what, &text)?.as_str().trim_end_matches('/').to_string())
+}
+
 impl Engine {
     /// A profile by name, or a failure that names the nearest one.
     pub(crate) fn profile(&self, name: &str) -> Result<&ProfileConfig, ConfigError> {
@@ -91,28 +111,8 @@ impl Engine {
             tenant: profile.tenant.resolve(&what("tenant"))?,
             client_id: profile.client_id.resolve(&what("client_id"))?,
             credential,
-            authority: self.authority(profile)?,
+            authority: authority_of(profile)?,
         })
-    }
-
-    /// The sign-in service of a profile: as written, else that of its cloud.
-    pub(crate) fn authority(&self, profile: &ProfileConfig) -> Result<Url, Failure> {
-        let what = format!("profile {}: authority", profile.name);
-        let text = match &profile.authority {
-            Some(text) => text.resolve(&what)?,
-            None => profile.cloud.authority().to_string(),
-        };
-        Ok(crate::config::check_address(&what, &text)?)
-    }
-
-    /// Root of Microsoft Graph for a profile, without a slash at its end; also the resource of its tokens.
-    pub(crate) fn graph_root(&self, profile: &ProfileConfig) -> Result<String, Failure> {
-        let what = format!("profile {}: graph", profile.name);
-        let text = match &profile.graph {
-            Some(text) => text.resolve(&what)?,
-            None => profile.cloud.graph().to_string(),
-        };
-        Ok(crate::config::check_address(&what, &text)?.as_str().trim_end_matches('/').to_string())
     }
 
     /// Tokens of a profile for one scope. Sends nothing yet.
@@ -158,8 +158,78 @@ impl Engine {
     pub(crate) fn first_scope(&self, profile: &ProfileConfig) -> Result<String, Failure> {
         let resource = match self.environments_of(&profile.name).first() {
             Some(environment) => resource_of(environment)?,
-            None => self.graph_root(profile)?,
+            None => graph_root_of(profile)?,
         };
         Ok(format!("{resource}/.default"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Config;
+    use crate::profile::cloud_hint;
+
+    /// An engine over a profile of a cloud, an environment and a vault in Azure.
+    fn engine(cloud: &str, environment: &str) -> Engine {
+        let text = format!(
+            "[vault]\nurl = \"azblob://contoso/vault\"\ncloud = \"{cloud}\"\n[catalog]\npath = \"/state/catalog.db\"\n\
+             [[profile]]\nname = \"p\"\nkind = \"ce\"\ntenant = \"t\"\nclient_id = \"c\"\ncredential = {{ kind = \"managed-identity\" }}\n\
+             cloud = \"{cloud}\"\n[[environment]]\nname = \"e\"\nkind = \"ce\"\nurl = \"https://{environment}/main.aspx\"\nprofiles = [\"p\"]\n"
+        );
+        Engine::new(Config::parse(&text, "test.toml").unwrap())
+    }
+
+    #[test]
+    fn every_address_follows_from_the_cloud() {
+        for (cloud, authority, graph, storage, host) in [
+            ("public", "login.microsoftonline.com", "graph.microsoft.com", "core.windows.net", "x.crm4.dynamics.com"),
+            (
+                "usgov",
+                "login.microsoftonline.us",
+                "graph.microsoft.us",
+                "core.usgovcloudapi.net",
+                "x.crm.microsoftdynamics.us",
+            ),
+            (
+                "usgov-dod",
+                "login.microsoftonline.us",
+                "dod-graph.microsoft.us",
+                "core.usgovcloudapi.net",
+                "x.crm.appsplatform.us",
+            ),
+            (
+                "china",
+                "login.partner.microsoftonline.cn",
+                "microsoftgraph.chinacloudapi.cn",
+                "core.chinacloudapi.cn",
+                "x.crm.dynamics.cn",
+            ),
+        ] {
+            let engine = engine(cloud, host);
+            let profile = engine.profile("p").unwrap();
+            assert_eq!(authority_of(profile).unwrap().host_str(), Some(authority));
+            assert_eq!(graph_root_of(profile).unwrap(), format!("https://{graph}"));
+            let dynavault_store::VaultLocation::Azure(location) = engine.vault_location().unwrap() else { panic!() };
+            assert_eq!(location.endpoint.as_str(), format!("https://contoso.blob.{storage}/"));
+            assert_eq!(engine.first_scope(profile).unwrap(), format!("https://{host}/.default"));
+            assert_eq!(cloud_hint(profile, &engine.config().environments[0]), None, "{cloud}");
+        }
+    }
+
+    #[test]
+    fn an_address_of_another_cloud_is_a_hint_and_no_error() {
+        let engine = engine("public", "x.crm.dynamics.cn");
+        let hint = cloud_hint(engine.profile("p").unwrap(), &engine.config().environments[0]).unwrap();
+        assert!(hint.contains("china") && hint.contains("public"), "{hint}");
+        let unknown = self::engine("public", "crm.example.com");
+        assert_eq!(cloud_hint(unknown.profile("p").unwrap(), &unknown.config().environments[0]), None);
+    }
+
+    #[test]
+    fn an_unknown_profile_is_refused_with_the_nearest_name() {
+        let engine = engine("public", "x.crm.dynamics.com");
+        let error = engine.profile("q").unwrap_err();
+        assert!(dynavault_model::Diagnose::remedy(&error).unwrap().contains("\"p\""));
     }
 }

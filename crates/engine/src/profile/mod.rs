@@ -24,7 +24,7 @@ pub(crate) use check::sign_in_failed;
 pub(crate) use consent::cloud_hint;
 pub use consent::{ConsentPage, ConsentRow, ProfileLine, SignedInLine};
 pub use identity::SignInMode;
-pub(crate) use identity::certificate;
+pub(crate) use identity::{authority_of, certificate, graph_root_of};
 pub use login::{LoginAs, LoginEnd, LoginPrompt, LoginRequest, LoginWay, PendingLogin};
 pub use report::{
     CredentialLine, EnvironmentLine, FoundBy, PermissionLine, PermissionState, ProfileCheck, SignedInAs, TenantInfo,

@@ -180,10 +180,39 @@ impl Table {
         )
     }
 
-    pub(crate) fn file(mut self, name: &str) -> Self {
+    /// A state reaches the rows below.
+    pub(crate) fn reaches_below(mut self) -> Self {
+        if let Some(state) = &mut self.rules.state {
+            state.reaches_below = true;
+        }
+        self
+    }
+
+    /// The key has a second part.
+    pub(crate) fn partitioned(mut self) -> Self {
+        self.schema.key.push("partitionid".into());
+        self.column("partitionid", "partitionid", ColumnKind::Key, (true, false), None)
+    }
+
+    pub(crate) fn created_by(mut self) -> Self {
+        self.rules.created_by = Some("_createdby_value".into());
+        let targets = vec!["systemuser".into()];
+        let kind = ColumnKind::Lookup { targets };
+        self.column("createdby", "_createdby_value", kind, (false, false), Some("server-set"))
+    }
+
+    pub(crate) fn file(self, name: &str) -> Self {
+        self.content(name, ContentKind::File)
+    }
+
+    pub(crate) fn body(self, name: &str) -> Self {
+        self.content(name, ContentKind::Base64Body)
+    }
+
+    fn content(mut self, name: &str, kind: ContentKind) -> Self {
         self.schema.content.push(ContentColumn {
             column: name.into(),
-            kind: ContentKind::File,
+            kind,
             version_member: name.into(),
             presence_member: name.into(),
             name_member: None,
@@ -275,7 +304,11 @@ impl World {
     pub(crate) fn put(&mut self, table: &str, n: u32, values: serde_json::Value) {
         let (described, rows) = self.tables.get_mut(table).unwrap();
         let row = described.row(n, &values);
-        rows.insert(id(n), row);
+        let key = match values["partitionid"].as_str() {
+            Some(partition) => format!("{}/{partition}", id(n)),
+            None => id(n),
+        };
+        rows.insert(key, row);
     }
 
     fn check(&self, table: &TableSchema) -> Result<(), SourceError> {
@@ -391,7 +424,13 @@ impl RowTarget for World {
         self.check(table)?;
         self.asked.lock().unwrap().push(table.table.name.clone());
         let rows = &self.described(table).1;
-        keys.iter().filter_map(|key| rows.get(&key.id)).for_each(|row| deliver(row, &sink));
+        for key in keys {
+            let asked = |row: &str| {
+                let (id, partition) = row.split_once('/').unzip();
+                id.unwrap_or(row) == key.id && (key.partition.is_none() || key.partition.as_deref() == partition)
+            };
+            rows.iter().filter(|(row, _)| asked(row)).for_each(|(_, row)| deliver(row, &sink));
+        }
         Ok(())
     }
 
