@@ -173,6 +173,22 @@ fn every_failed_sign_in_says_one_thing_and_one_remedy() {
 }
 
 #[test]
+fn a_service_that_asks_for_claims_is_answered() {
+    let people = People::new();
+    let entra = people.entra();
+    people.login("me").code(0);
+    let claims = "{\"access_token\":{\"acrs\":{\"essential\":true,\"value\":\"c1\"}}}";
+    for api in [Api::DynamicsCrm, Api::Graph] {
+        assert!(entra.challenge(api, claims));
+    }
+    for profile in ["me", "app"] {
+        people.run(&["-q", "backup", &format!("env-{profile}")]).code(0);
+        let check = people.check(profile, 0);
+        assert_eq!(check["tenant"]["name"], "Simulated Ltd", "{check:#}");
+    }
+}
+
+#[test]
 fn a_sign_in_service_in_trouble_is_asked_again_and_then_named() {
     let people = People::new();
     let entra = people.entra();

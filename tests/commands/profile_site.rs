@@ -1,12 +1,16 @@
 //! A site whose profiles sign in in every way: configuration, a browser, a person.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use dynavault_simulator::{Config, Entra};
+use reqwest::Client;
+use reqwest::redirect::Policy;
 use serde_json::Value;
+use tokio::runtime::Runtime;
 
 use crate::site::{Done, Site, UNREADABLE, quoted, wait_for};
 
@@ -59,6 +63,24 @@ impl Waiting {
         let status = wait_for("the program to end", || self.child.try_wait().unwrap());
         Done { status, out: fs::read(&self.out).unwrap(), err: self.said() }
     }
+}
+
+fn client(redirects: Policy) -> (Runtime, Client) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let client = Client::builder().no_proxy().redirect(redirects).timeout(Duration::from_secs(60)).build().unwrap();
+    (runtime, client)
+}
+
+/// A browser on this machine: opens an address and follows where it leads. The status of the last page.
+pub(crate) fn browse(url: &str) -> u16 {
+    let (runtime, client) = client(Policy::limited(5));
+    runtime.block_on(async { client.get(url).send().await.unwrap().status().as_u16() })
+}
+
+/// Opens an address, and goes no further.
+pub(crate) fn visit(url: &str) -> u16 {
+    let (runtime, client) = client(Policy::none());
+    runtime.block_on(async { client.get(url).send().await.unwrap().status().as_u16() })
 }
 
 impl People {
@@ -122,10 +144,12 @@ impl People {
             };
             let (name, kind) = (part("name"), part("kind"));
             let url = if kind == "ce" { simulator.url() } else { self.entra().erp_url() };
-            text += &format!(
+            write!(
+                text,
                 "{profile}\n[[environment]]\nname = \"env-{name}\"\nkind = \"{kind}\"\nurl = \"{url}\"\nprofiles = [\"{name}\"]\n\
                  exclude = {UNREADABLE:?}\nfiles = false\n\n"
-            );
+            )
+            .unwrap();
         }
         fs::write(self.site.path("dynavault.toml"), text).unwrap();
     }
@@ -151,15 +175,6 @@ impl People {
         Waiting { child, out, err }
     }
 
-    /// A browser on this machine: opens an address and follows where it leads.
-    pub(crate) fn browse(&self, url: &str) -> u16 {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60)).build().unwrap();
-            client.get(url).send().await.unwrap().status().as_u16()
-        })
-    }
-
     /// An access token of the first app for the environment.
     pub(crate) fn token(&self) -> String {
         let simulator = &self.site.simulator;
@@ -170,12 +185,16 @@ impl People {
             ("client_secret", simulator.secret()),
             ("scope", format!("{}/.default", simulator.url())),
         ];
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let body = runtime.block_on(async {
-            let client = reqwest::Client::builder().no_proxy().build().unwrap();
-            client.post(url).form(&form).send().await.unwrap().text().await.unwrap()
+        let (runtime, client) = client(Policy::none());
+        let body: Vec<u8> = runtime.block_on(async {
+            let mut reply = client.post(url).form(&form).send().await.unwrap();
+            let mut body = Vec::new();
+            while let Some(chunk) = reply.chunk().await.unwrap() {
+                body.extend_from_slice(&chunk);
+            }
+            body
         });
-        let body: Value = serde_json::from_str(&body).unwrap();
+        let body: Value = serde_json::from_slice(&body).unwrap();
         body["access_token"].as_str().unwrap().to_owned()
     }
 
@@ -188,7 +207,7 @@ impl People {
     pub(crate) fn login_with(&self, arguments: &[&str]) -> Done {
         let mut waiting = self.start(self.site.command(arguments));
         let url = waiting.word("http://");
-        assert_eq!(self.browse(&url), 200, "the page at the end of the sign-in");
+        assert_eq!(browse(&url), 200, "the page at the end of the sign-in");
         waiting.end()
     }
 

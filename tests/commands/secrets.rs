@@ -7,7 +7,7 @@ use std::fs;
 use dynavault_simulator::{Config, FaultKind, Faults, TableFault};
 use serde_json::Value;
 
-use crate::profile_site::{People, SEAL};
+use crate::profile_site::{People, SEAL, browse};
 use crate::site::{Done, Site, files};
 
 /// Bearer tokens look like this, at the simulator as in reality: base64 of a JWT header.
@@ -201,7 +201,7 @@ fn no_way_of_signing_in_leaves_a_trace_of_its_secrets() {
     let mut waiting = people.start(people.site.command(&["-vvv", "profile", "login", "me", "--no-browser"]));
     let url = waiting.word("http://");
     processes.push(waiting.command_line());
-    assert_eq!(people.browse(&url), 200);
+    assert_eq!(browse(&url), 200);
     talk.push(("login".into(), waiting.end().code(0)));
     let waiting = people.start(people.site.command(&["-vvv", "profile", "reauthorize", "me", "--device-code"]));
     let code = crate::site::wait_for("the code", || entra.user_codes().into_iter().next());

@@ -19,6 +19,7 @@ mod limits;
 mod restore_columns;
 mod restore_elsewhere;
 mod restore_faults;
+mod restore_limits;
 mod restore_plans;
 mod restore_whole;
 mod restored;

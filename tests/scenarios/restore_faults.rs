@@ -20,8 +20,9 @@ const KILLS: u32 = 20;
 const KILLS_OF_ONE: u32 = 6;
 /// Edits before a restore.
 const EDITS: usize = 120;
-/// Columns that tell when and how often the service has written a row, and nothing of what is in it.
-const MARKS: [&str; 3] = ["versionnumber", "modifiedon", "overriddencreatedon"];
+/// Columns that tell when, how often and by whom a row was written last, and nothing of what is in it.
+const MARKS: [&str; 5] =
+    ["versionnumber", "modifiedon", "_modifiedby_value", "_modifiedonbehalfby_value", "overriddencreatedon"];
 /// Columns whose values the service makes anew with each upload.
 const UPLOAD_MARKS: [&str; 4] = ["entityimageid", "entityimage_timestamp", "entityimage_url", "attachmentid"];
 
@@ -57,12 +58,15 @@ impl State {
                     "connection" => row.contains("\"ismaster\":false"),
                     _ => links.contains(&table),
                 };
-                // Closing makes an activity, at the moment of closing; nobody can say otherwise (dataverse 6.5).
-                let closing = |row: &str| CLOSING.iter().any(|kind| row.contains(&format!("\"activitytypecode\":\"{kind}\"")));
+                // What comes into being with a row or when it is closed was made at that moment (dataverse 6.5, 8.1).
+                let by_service = |row: &str| {
+                    let closing = |kind: &&str| row.contains(&format!("\"activitytypecode\":\"{kind}\""));
+                    table == "customeraddress" || CLOSING.iter().any(closing)
+                };
                 let without_marks = |row: &String| {
-                    let (numbered, closing) = (numbered(row), closing(row));
+                    let (numbered, by_service) = (numbered(row), by_service(row));
                     without(row, |name| {
-                        (closing && name == "createdon")
+                        (by_service && name == "createdon")
                             || MARKS.contains(&name)
                             || UPLOAD_MARKS.contains(&name)
                             || file_columns.iter().any(|column| column == name)
@@ -172,7 +176,7 @@ impl Repaired {
 }
 
 /// What a person needs to know of a restore that did not end well.
-fn in_short(result: &str) -> String {
+pub(crate) fn in_short(result: &str) -> String {
     let Ok(result) = serde_json::from_str::<Value>(result) else { return result.to_string() };
     let mut text = String::new();
     for (key, value) in result.as_object().into_iter().flatten().filter(|(key, _)| *key != "proof") {

@@ -23,6 +23,7 @@ const WHOLE: [(&str, &[&str]); 12] = [
             "_owningbusinessunit_value",
             "_owninguser_value",
             "_owningteam_value",
+            "_organizationid_value",
         ],
     ),
     ("calculated", &["exchangerate", "aging30", "openrevenue", "openrevenue_date", "openrevenue_state"]),

@@ -293,7 +293,7 @@ fn of_its_kind(one: &Differing, plan: &Plan, places: &BTreeSet<(&str, Option<&st
         return (lost && one.key.contains("_partyid_value=null") && one.key.contains("addressused=null"))
             .then_some("party-lost");
     };
-    if member == "versionnumber" || member == "overriddencreatedon" {
+    if STAMPS.contains(&member) || member == "overriddencreatedon" {
         return Some("server-set");
     }
     if table == POINTER && places.contains(&(one.key.as_str(), Some(member))) {
@@ -302,6 +302,10 @@ fn of_its_kind(one: &Differing, plan: &Plan, places: &BTreeSet<(&str, Option<&st
     if one.key.starts_with("half of ") {
         let own = ["statecode", "statuscode", "_ownerid_value"];
         return (AUTHORSHIP.contains(&member) || own.contains(&member)).then_some("mirrored");
+    }
+    // Winning and losing dates an opportunity that had no date.
+    if table == "opportunity" && member == "actualclosedate" && one.before.as_deref() == Some("null") {
+        return Some("default-set");
     }
     let stored = ["new_contract", "new_cv", "new_document"].contains(&member);
     if stored && one.before.is_some() && one.after.is_some() {

@@ -16,16 +16,8 @@ pub(crate) const CREATOR_LOST: &str = "creator-lost";
 
 /// Refusals that are about the caller: not to act on behalf of others, without roles, disabled, without a licence, not a member,
 /// without a privilege (`dataverse` protocol, sections 6.6, 6.16 and 9.3). Both users need every privilege of such a write.
-const CALLER_REFUSED: [&str; 8] = [
-    "0x8004a110",
-    "0x80042f09",
-    "0x8004a112",
-    "0x8004d24b",
-    "0x80072560",
-    "0x80040220",
-    "0x80040299",
-    "0x80048306",
-];
+const CALLER_REFUSED: [&str; 8] =
+    ["0x8004a110", "0x80042f09", "0x8004a112", "0x8004d24b", "0x80072560", "0x80040220", "0x80040299", "0x80048306"];
 
 /// Whether a refusal may be about the user on whose behalf the row was written, so that it is worth another try without.
 pub(crate) fn refuses_creator(op: &Op, refusal: &Rejection) -> bool {
@@ -36,11 +28,7 @@ pub(crate) fn refuses_creator(op: &Op, refusal: &Rejection) -> bool {
 
 /// The values of `op` without the lookup that was refused, and that lookup's member; `None` if the message names none of the
 /// row's lookups, or the service needs it.
-pub(crate) fn without_reference(
-    op: &Op,
-    rules: &TableRules,
-    refusal: &Rejection,
-) -> Option<(Box<RawValue>, String)> {
+pub(crate) fn without_reference(op: &Op, rules: &TableRules, refusal: &Rejection) -> Option<(Box<RawValue>, String)> {
     let set = op.set.as_deref()?.get().as_bytes();
     let mut members = Vec::new();
     scan(set, &mut members).ok()?;
@@ -99,8 +87,8 @@ pub(crate) fn as_noted(op: &Op, note: &str) -> Option<Op> {
     let mut sent = op.clone();
     for part in note.strip_prefix(WRITTEN_WITHOUT)?.split(", ") {
         let (member, _) = part.split_once(" (")?;
-        let set = sent.set.take()?;
-        let bytes = set.get().as_bytes();
+        let values = sent.set.take()?;
+        let bytes = values.get().as_bytes();
         let mut members = Vec::new();
         scan(bytes, &mut members).ok()?;
         sent.set = without(bytes, &Row::new(bytes, &members), member);
@@ -121,8 +109,10 @@ mod tests {
             );
             serde_json::from_str(&text).unwrap()
         };
-        let planned = op(r#"{"name":"A","_ownerid_value":"1","_ownerid_value@x.lookuplogicalname":"systemuser","_a_value":"2"}"#);
-        let note = written_without(&[left_out_as("_ownerid_value", OWNER_REFUSED), left_out_as("_a_value", TARGET_MISSING)]);
+        let planned =
+            op(r#"{"name":"A","_ownerid_value":"1","_ownerid_value@x.lookuplogicalname":"systemuser","_a_value":"2"}"#);
+        let note =
+            written_without(&[left_out_as("_ownerid_value", OWNER_REFUSED), left_out_as("_a_value", TARGET_MISSING)]);
         let sent = as_noted(&planned, &note).unwrap();
         assert_eq!(sent.set.unwrap().get(), r#"{"name":"A"}"#);
         assert!(as_noted(&planned, "the row has changed").is_none());

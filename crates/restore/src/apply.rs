@@ -20,8 +20,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dynavault_catalog::{Catalog, OpOutcome, OpState};
 use dynavault_model::{
-    Call, Guard, Observer, Rejection, RejectionClass, RowSource, RowTarget, RowWrite, RunId, SourceError, TableEvent, TableSchema, Treatment,
-    WriteKind, WriteOptions, WriteOutcome,
+    Call, Guard, Observer, Rejection, RejectionClass, RowSource, RowTarget, RowWrite, RunId, SourceError, TableEvent,
+    TableSchema, Treatment, WriteKind, WriteOptions, WriteOutcome,
 };
 use dynavault_vault::Vault;
 use serde_json::value::RawValue;
@@ -30,7 +30,8 @@ use tokio::task::JoinSet;
 
 use crate::RestoreError;
 use crate::adjust::{
-    OWNER_REFUSED, TARGET_MISSING, as_noted, left_out_as, refuses_creator, without_creator, without_reference, written_without,
+    OWNER_REFUSED, TARGET_MISSING, as_noted, left_out_as, refuses_creator, without_creator, without_reference,
+    written_without,
 };
 use crate::batches::{BatchKey, Cutter};
 use crate::outcomes::RestoreReport;
@@ -129,13 +130,8 @@ pub async fn apply(parts: ApplyParts, run: RunId, mut ops: Ops) -> Result<Restor
         .map(|schema| schema.table.name.clone())
         .collect();
     let parallel = parts.parallel.max(1);
-    let applier = Arc::new(Applier {
-        parts,
-        run,
-        report: Mutex::new(RestoreReport::new(run)),
-        blocked: Mutex::default(),
-        links,
-    });
+    let applier =
+        Arc::new(Applier { parts, run, report: Mutex::new(RestoreReport::new(run)), blocked: Mutex::default(), links });
     let mut done = Journal::default();
     let mut cutter = Cutter::default();
     let mut batch: Vec<Item> = Vec::new();
@@ -194,7 +190,12 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    pub(crate) async fn state(&mut self, catalog: &Catalog, run: RunId, n: u64) -> Result<Option<OpOutcome>, RestoreError> {
+    pub(crate) async fn state(
+        &mut self,
+        catalog: &Catalog,
+        run: RunId,
+        n: u64,
+    ) -> Result<Option<OpOutcome>, RestoreError> {
         loop {
             while self.page.front().is_some_and(|outcome| outcome.n < n) {
                 self.page.pop_front();
@@ -221,10 +222,10 @@ impl Applier {
     }
 
     pub(crate) fn schema(&self, table: &str) -> Result<&Arc<TableSchema>, RestoreError> {
-        self.parts
-            .schemas
-            .get(table)
-            .ok_or_else(|| RestoreError::NoTable { table: table.to_string(), environment: self.parts.records_in.clone() })
+        self.parts.schemas.get(table).ok_or_else(|| RestoreError::NoTable {
+            table: table.to_string(),
+            environment: self.parts.records_in.clone(),
+        })
     }
 
     /// Hands a batch to a task as soon as one of the places is free.
@@ -240,7 +241,8 @@ impl Applier {
         while let Some(ended) = work.try_join_next() {
             ended.unwrap_or_else(|error| Err(RestoreError::Worker(error.to_string())))?;
         }
-        let permit = Arc::clone(permits).acquire_owned().await.map_err(|error| RestoreError::Worker(error.to_string()))?;
+        let permit =
+            Arc::clone(permits).acquire_owned().await.map_err(|error| RestoreError::Worker(error.to_string()))?;
         let this = Arc::clone(self);
         work.spawn(async move {
             let result = this.batch(batch).await;
@@ -362,15 +364,14 @@ impl Applier {
         let mut alone: HashSet<u64> = HashSet::new();
         for _ in 0..SENDS_MAX {
             let writes: Vec<RowWrite> = ops.iter().map(row_write).collect();
-            let answers =
-                self.parts.target.write(schema, kind, &writes, &self.parts.options, &self.parts.call).await?;
-            let (mut lost, mut unsent) = (Vec::new(), Vec::new());
+            let answers = self.parts.target.write(schema, kind, &writes, &self.parts.options, &self.parts.call).await?;
+            let (mut unknown, mut unsent) = (Vec::new(), Vec::new());
             for (op, answer) in ops.into_iter().zip(answers) {
                 match answer {
                     WriteOutcome::Unknown { message } => {
                         last = message;
                         again.sent.insert(op.n);
-                        lost.push((op, None));
+                        unknown.push((op, None));
                     }
                     WriteOutcome::NotSent => unsent.push(op),
                     WriteOutcome::Rejected(refusal) if refuses_creator(&op, &refusal) => {
@@ -390,7 +391,7 @@ impl Applier {
                 }
             }
             let from = outcomes.len();
-            ops = self.settle(schema, lost, outcomes).await?;
+            ops = self.settle(schema, unknown, outcomes).await?;
             for (op, outcome) in &mut outcomes[from..] {
                 outcome.before = before.remove(&op.n);
             }
@@ -403,7 +404,7 @@ impl Applier {
                 return Ok(());
             }
         }
-        Err(self.exhausted(schema, ops.len(), last))
+        Err(exhausted(schema, ops.len(), last))
     }
 
     /// The outcome of a write that was answered; a row refused for a missing reference gets another try without it.
@@ -482,7 +483,7 @@ impl Applier {
                 WriteOutcome::Unknown { .. } | WriteOutcome::NotSent => {}
             }
         }
-        Err(self.exhausted(schema, 1, String::new()))
+        Err(exhausted(schema, 1, String::new()))
     }
 
     /// Writes a row without the references the service says are missing, and without an owner that cannot own it.
@@ -559,18 +560,7 @@ impl Applier {
                 }
             }
         }
-        Err(self.exhausted(schema, 1, last))
-    }
-
-    /// The intents stay in the journal; resuming reads these rows again.
-    fn exhausted(&self, schema: &TableSchema, rows: usize, last: String) -> RestoreError {
-        RestoreError::Environment(SourceError::Exhausted {
-            what: format!("writing {rows} rows of table {}", schema.table),
-            tries: SENDS_MAX,
-            elapsed: std::time::Duration::ZERO,
-            limit: format!("SENDS_MAX = {SENDS_MAX}"),
-            last,
-        })
+        Err(exhausted(schema, 1, last))
     }
 
     /// Notes what is about to be done, durably.
@@ -595,6 +585,17 @@ impl Swap for (OpOutcome, Op) {
     fn swap(self) -> (Op, OpOutcome) {
         (self.1, self.0)
     }
+}
+
+/// The intents stay in the journal; resuming reads these rows again.
+fn exhausted(schema: &TableSchema, rows: usize, last: String) -> RestoreError {
+    RestoreError::Environment(SourceError::Exhausted {
+        what: format!("writing {rows} rows of table {}", schema.table),
+        tries: SENDS_MAX,
+        elapsed: std::time::Duration::ZERO,
+        limit: format!("SENDS_MAX = {SENDS_MAX}"),
+        last,
+    })
 }
 
 pub(crate) fn noted(n: u64, state: OpState, code: Option<String>, message: Option<String>) -> OpOutcome {

@@ -110,8 +110,7 @@ impl<'a> RequestTotals<'a> {
                     let column = schema.content.iter().find(|column| column.column == content.column)?;
                     Some((column, content.size, content.mime.as_deref()))
                 });
-                let requests =
-                    column.map_or(1, |(column, size, mime)| self.target.upload_requests(column, size, mime));
+                let requests = column.map_or(1, |(column, size, mime)| self.target.upload_requests(column, size, mime));
                 *self.tables.entry(op.table.clone()).or_default() += requests;
             }
             Action::Clear => *self.tables.entry(op.table.clone()).or_default() += 1,

@@ -5,7 +5,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dynavault_catalog::{OpOutcome, OpState};
-use dynavault_model::{ContentColumn, ContentItem, Row, RowId, SharedContentSink, SourceError, TableSchema, Upload, UploadSource, WriteOutcome, scan};
+use dynavault_model::{
+    ContentColumn, ContentItem, Row, RowId, SharedContentSink, SourceError, TableSchema, Upload, UploadSource,
+    WriteOutcome, scan,
+};
 use dynavault_vault::{ContentSpool, Vault};
 use serde_json::value::RawValue;
 use tokio::runtime::Handle;
@@ -154,11 +157,10 @@ impl Applier {
             Err(error) => return Err(error.into()),
         };
         let handle = Handle::current();
-        let stored = tokio::task::spawn_blocking(move || {
-            spool.lock().unwrap_or_else(PoisonError::into_inner).store(&handle)
-        })
-        .await
-        .map_err(|error| RestoreError::Worker(error.to_string()))??;
+        let stored =
+            tokio::task::spawn_blocking(move || spool.lock().unwrap_or_else(PoisonError::into_inner).store(&handle))
+                .await
+                .map_err(|error| RestoreError::Worker(error.to_string()))??;
         Ok(Some(ContentOp {
             column: column.column.clone(),
             sha256: Some(stored.sha256),

@@ -7,8 +7,8 @@
 use dynavault_model::{Birth, ColumnKind, ColumnRule, Row, RowId, RowKey, StateRule, TableRules, TableSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::creators::Creators;
 use crate::compare::{NULL, Verdict, Winner, integer, reference, value, verdict};
+use crate::creators::Creators;
 use crate::findings::{Findings, NotWritten};
 use crate::project::{Use, closed, fits, reason};
 use crate::resolve::Resolver;
@@ -449,7 +449,13 @@ impl Drafting<'_> {
     /// Whether a row that is not there comes into being by being written; reports it otherwise. `None` for a row that comes
     /// into being with its parent.
     pub(crate) fn is_written(&mut self, birth: Birth, id: RowId) -> Option<bool> {
+        let counterpart = self.resolver.mapping.counterpart(self.name, id);
         let id = id.to_string();
+        if let Some(counterpart) = counterpart {
+            let sentence = format!("{counterpart} is its counterpart in the environment");
+            self.findings.row("matched", self.name, &id, "", sentence);
+            return Some(false);
+        }
         match birth {
             Birth::Written => return Some(true),
             Birth::WithParent(_) => return None,

@@ -5,6 +5,7 @@
 //! 24 bytes an operation, however wide its rows are.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 
 use dynavault_catalog::{OpOutcome, OpState};
@@ -62,18 +63,10 @@ pub(crate) fn row_id(key: &RowKey) -> RowId {
 
 impl Histories {
     /// Adds an operation. Operations come in the order of the plan.
-    pub(crate) fn push(
-        &mut self,
-        scratch: &Path,
-        op: Op,
-        outcome: OpOutcome,
-    ) -> Result<(), RestoreError> {
-        let table = match self.tables.get_mut(&op.table) {
-            Some(table) => table,
-            None => {
-                let table = TableHistory { spill: Spill::new(scratch)?, places: Vec::new() };
-                self.tables.entry(op.table.clone()).or_insert(table)
-            }
+    pub(crate) fn push(&mut self, scratch: &Path, op: Op, outcome: OpOutcome) -> Result<(), RestoreError> {
+        let table = match self.tables.entry(op.table.clone()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(TableHistory { spill: Spill::new(scratch)?, places: Vec::new() }),
         };
         let id = row_id(&op.key);
         let offset = table.spill.push_json(&Tried {
@@ -137,7 +130,8 @@ impl RowHistory {
         let mut values = BTreeMap::new();
         for tried in self.tried.iter().filter(|tried| tried.done) {
             if let Some(set) = &tried.op.set
-                && let Ok(members) = serde_json::from_str::<BTreeMap<String, Box<serde_json::value::RawValue>>>(set.get())
+                && let Ok(members) =
+                    serde_json::from_str::<BTreeMap<String, Box<serde_json::value::RawValue>>>(set.get())
             {
                 values.extend(members);
             }
@@ -164,7 +158,8 @@ impl RowHistory {
         let mut values = BTreeMap::new();
         for tried in self.tried.iter().filter(|tried| tried.done) {
             if let Some(from) = &tried.op.from
-                && let Ok(members) = serde_json::from_str::<BTreeMap<String, Box<serde_json::value::RawValue>>>(from.get())
+                && let Ok(members) =
+                    serde_json::from_str::<BTreeMap<String, Box<serde_json::value::RawValue>>>(from.get())
             {
                 for (member, value) in members {
                     values.entry(member).or_insert(value);

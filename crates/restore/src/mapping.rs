@@ -248,6 +248,11 @@ impl Mapping {
         (matched, looked_for)
     }
 
+    /// The row of the environment that a row of the snapshot stands for, if that is another one.
+    pub(crate) fn counterpart(&self, table: &str, id: RowId) -> Option<RowId> {
+        self.matched.get(table)?.get(&id).copied().filter(|target| !self.identity && *target != id)
+    }
+
     /// The counterpart of a row.
     pub(crate) fn map(&mut self, table: &str, id: RowId) -> Mapped {
         if self.identity {

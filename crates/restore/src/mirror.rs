@@ -29,6 +29,8 @@ use crate::work::Work;
 struct Candidates {
     /// Sorted.
     rows: Vec<(u16, RowId, u64)>,
+    /// Rows that the snapshot does not have either and that go with another: addresses, halves of connections.
+    along: HashSet<(u16, RowId)>,
     by_name: HashMap<String, u16>,
 }
 
@@ -106,6 +108,7 @@ impl Work {
                 if written {
                     found.rows.push((number, id, offset));
                 } else {
+                    found.along.insert((number, id));
                     kept += 1;
                 }
             }
@@ -146,7 +149,8 @@ impl Work {
                     }
                     continue;
                 }
-                if replaced.contains(&(name.clone(), pointer.from, relation.member.clone())) {
+                let along = self.tables.number(name).is_some_and(|table| candidates.along.contains(&(table, pointer.from)));
+                if along || replaced.contains(&(name.clone(), pointer.from, relation.member.clone())) {
                     continue;
                 }
                 let (code, what) = if relation.deletes {

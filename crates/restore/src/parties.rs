@@ -15,8 +15,8 @@ use crate::compare::{NULL, Winner, reference, text, value};
 use crate::draft::{Lookup, push_member};
 use crate::error::RestoreError;
 use crate::live::{State, by_key_is_cheaper, existing_rows, gather};
-use crate::project::{fits, reason};
 use crate::plan::ConflictPolicy;
+use crate::project::{fits, reason};
 use crate::resolve::{Led, Presence, Resolver, presence};
 use crate::spill::Spill;
 use crate::tables::{Role, Table, Tables};
@@ -56,6 +56,8 @@ pub(crate) struct Parties {
     live: Spill,
     captured_index: Vec<(Node, u64)>,
     live_index: Vec<(Node, u64)>,
+    /// Activities that are made, with the rows their parties name: parties go with the creation, so those come first.
+    pub(crate) needs: Vec<(Node, Node)>,
 }
 
 impl Parties {
@@ -162,7 +164,8 @@ impl Work {
         };
         let tables = &self.tables;
         let missing = |node: Node| matches!(tables.get(node.table).state(node.row), State::Absent | State::Binned);
-        let any = |number: u16| (0..tables.get(number).states.len() as u32).any(|row| missing(Node { table: number, row }));
+        let any =
+            |number: u16| (0..tables.get(number).states.len() as u32).any(|row| missing(Node { table: number, row }));
         if !tables.with_rows().into_iter().any(any) {
             return Ok(());
         }
@@ -217,6 +220,7 @@ impl Reading<'_> {
             live: Spill::new(self.scratch)?,
             captured_index: Vec::new(),
             live_index: Vec::new(),
+            needs: Vec::new(),
         };
         let mut keys: Vec<RowId> = Vec::new();
         self.captured.all(usize::from(number), |id, row| {
@@ -227,6 +231,9 @@ impl Reading<'_> {
                 State::Unmade => false,
             };
             if let Some(party) = wanted.then(|| party(row, &rules, Some(&mut resolver))).flatten() {
+                let made = !tables.get(activity.table).states[activity.row as usize].is_live();
+                let named = party.who.as_ref().and_then(|who| who.node).filter(|_| made);
+                parties.needs.extend(named.map(|named| (activity, named)));
                 parties.captured_index.push((activity, parties.captured.push_json(&party)?));
                 if self.changed.contains_key(&activity) {
                     keys.push(id);
@@ -415,6 +422,6 @@ mod tests {
         // Somebody has removed the other one, or has added one.
         assert!(!fills(&captured, std::slice::from_ref(&emptied), back));
         assert!(!fills(&captured, &[other.clone(), emptied, other], back));
-        assert!(!fills(&[named.clone()], &[read(&NAMED.replace(":2,", ":4,")).unwrap()], back));
+        assert!(!fills(std::slice::from_ref(&named), &[read(&NAMED.replace(":2,", ":4,")).unwrap()], back));
     }
 }

@@ -185,6 +185,16 @@ impl Work {
         table.plan.counts.unchanged += passed.unchanged;
         table.plan.counts.conflicts += passed.conflicts;
         table.plan.counts.impossible += passed.impossible;
+        let made = table.states.iter().filter(|state| !state.is_live() && **state != Packed::UNMADE).count() as u64;
+        if made > 0 && rules.created_on.is_some() && self.abilities.created_on != Ability::Granted {
+            let privilege = match &self.abilities.created_on {
+                Ability::Missing(privilege) => format!("the user lacks {privilege}"),
+                _ => "the service does not tell whether the user may set it".to_string(),
+            };
+            let sentence =
+                format!("the rows will say that they were created when they are restored (createdon): {privilege}");
+            self.findings.table("server-set", &name, made, sentence);
+        }
         for (from, (to, required, hard)) in passed.needs {
             let created = !self.tables.get(from.table).states[from.row as usize].is_live();
             if created && to.table < self.tables.len() {
@@ -317,10 +327,10 @@ impl Work {
             return Ok(());
         }
         let name = self.tables.get(number).name.clone();
-        if !self.columns.allow(&name, &name) {
-            self.changed_activities.clear();
-        } else {
+        if self.columns.allow(&name, &name) {
             self.find_emptied_parties(number, &parent)?;
+        } else {
+            self.changed_activities.clear();
         }
         let (source, target) = (Arc::clone(&self.source), Arc::clone(&self.target));
         let reading = parties::Reading {
@@ -332,7 +342,13 @@ impl Work {
             call: &self.call,
         };
         let resolver = Resolver { tables: &self.tables, mapping: &mut self.mapping, outside: &mut self.outside };
-        self.parties = Some(reading.parties(number, &parent, resolver)?);
+        let mut parties = reading.parties(number, &parent, resolver)?;
+        for (from, to) in parties.needs.drain(..) {
+            if to.table < self.tables.len() {
+                self.edges.add(from, to, true);
+            }
+        }
+        self.parties = Some(parties);
         Ok(())
     }
 }

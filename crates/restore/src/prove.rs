@@ -8,7 +8,7 @@
 //!
 //! | reason | meaning |
 //! |---|---|
-//! | `server-set`, `calculated`, `read-only`, `secured`, `content` | the service sets the column itself (from the table's rules) |
+//! | `server-set`, `calculated`, `read-only`, `content` | the service sets the column itself (from the table's rules) |
 //! | `missing-column`, `too-long`, `choice-gone`, `other-kind`, `wrong-target`, … | the plan could not write the value, and says so |
 //! | `left-out` | the plan says that this value cannot be written, and why |
 //! | `default-set` | the snapshot has no value, and the service fills in its own where none is sent |
@@ -85,7 +85,7 @@ impl Proof {
         *table.reasons.entry(difference.reason.clone()).or_default() += 1;
         let unexplained = difference.reason == UNEXPLAINED;
         self.unexplained += u64::from(unexplained);
-        let expected = ["server-set", "calculated", "read-only", "content", "secured"];
+        let expected = ["server-set", "calculated", "read-only", "content"];
         if (!expected.contains(&difference.reason.as_str()) || unexplained) && self.differences.len() < LISTED_MAX {
             self.differences.push(difference);
         }
@@ -117,10 +117,8 @@ impl Prover<'_> {
     ) {
         let Some(first) = history.tried.first() else { return };
         let id = first.op.key.id.clone();
-        let deleted = history
-            .tried
-            .iter()
-            .any(|tried| tried.done && tried.op.action == Action::Write(WriteKind::Delete));
+        let deleted =
+            history.tried.iter().any(|tried| tried.done && tried.op.action == Action::Write(WriteKind::Delete));
         proof.tables.entry(self.table.to_string()).or_default().rows += 1;
         let before: u64 = proof.tables[self.table].reasons.values().sum();
         let difference = |column: Option<&str>, reason: &str| Difference {
@@ -130,13 +128,12 @@ impl Prover<'_> {
             reason: reason.to_string(),
         };
         match (deleted, live) {
-            (true, None) => {}
             (true, Some(_)) => proof.add(difference(None, UNEXPLAINED)),
             (false, None) if history.was_touched() => {
                 // It was there when it was written. Only somebody else can have deleted it.
                 proof.add(difference(None, "changed-since"));
             }
-            (false, None) => {}
+            (true | false, None) => {}
             (false, Some(live)) => {
                 let written = history.written();
                 for (member, reason) in self.differing(history, &written, snapshot, live) {
@@ -180,6 +177,14 @@ impl Prover<'_> {
                 };
                 found.push((member.clone(), reason));
             }
+            // A message that closes a row fills these in itself where nothing was sent.
+            let closed =
+                history.tried.iter().any(|tried| tried.done && tried.op.action == Action::Write(WriteKind::State));
+            if let Some(rule) = self.rules.state.as_ref().filter(|_| closed && !history.was_created()) {
+                let filled = |member: &&String| now.get(member).is_some_and(|value| value != b"null");
+                let unsent = rule.closing_writes.iter().filter(|member| !written.contains_key(*member)).filter(filled);
+                found.extend(unsent.map(|member| (member.clone(), "default-set")));
+            }
             let Some(snapshot) = snapshot.filter(|_| history.was_created()) else { return };
             for member in snapshot.members() {
                 let name = String::from_utf8_lossy(snapshot.key(member)).into_owned();
@@ -208,7 +213,10 @@ impl Prover<'_> {
 
     /// Whether a member is a state that writes of other rows may change.
     fn moved_from_above(&self, member: &str) -> bool {
-        self.rules.state.as_ref().is_some_and(|rule| rule.reaches_below && (rule.state == member || rule.status == member))
+        self.rules
+            .state
+            .as_ref()
+            .is_some_and(|rule| rule.reaches_below && (rule.state == member || rule.status == member))
     }
 
     /// Why a value may differ from what was written, if there is a reason.

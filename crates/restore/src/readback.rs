@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dynavault_catalog::Catalog;
 use dynavault_model::{
-    Call, ContentSink, Deletion, PageRequest, Row, RowId, RowKey, RowSink, RowSource, RowTarget, RunId, SharedContentSink,
-    SharedSink, SourceError, Stopped, TableSchema, Treatment, WriteKind, WriteOptions, scan,
+    Call, ContentSink, Deletion, PageRequest, Row, RowId, RowKey, RowSink, RowSource, RowTarget, RunId,
+    SharedContentSink, SharedSink, SourceError, Stopped, TableSchema, Treatment, WriteKind, WriteOptions, scan,
 };
 use dynavault_vault::{Manifest, TableReader, Vault, VaultError};
 use tokio::runtime::Handle;
@@ -32,6 +32,9 @@ const FIND_ROWS_MAX: usize = 64;
 const SORT_BYTES: usize = 32 << 20;
 /// Content up to this size is read again and compared (`dataverse` protocol, rule 7.2).
 const CONTENT_BYTES_MAX: u64 = 16 << 20;
+
+/// Rows of the snapshot, as they are read.
+type SnapshotRows = mpsc::Receiver<Result<(RowId, Vec<u8>), RestoreError>>;
 
 /// What proving needs.
 pub struct ProveParts {
@@ -155,14 +158,11 @@ impl ProveParts {
         for (row, captured) in block {
             let now = row.tried.first().and_then(|tried| live.get(&tried.op.key));
             let mut members = Vec::new();
-            let captured = captured
-                .as_ref()
-                .filter(|bytes| scan(bytes, &mut members).is_ok())
-                .map(|bytes| bytes.as_slice());
+            let captured = captured.as_ref().filter(|bytes| scan(bytes, &mut members).is_ok()).map(Vec::as_slice);
             let captured = captured.map(|bytes| Row::new(bytes, &members));
             prover.compare(row, captured.as_ref(), now, proof);
             for tried in row.tried.iter().filter(|tried| tried.done && tried.op.action == Action::Upload) {
-                let same = match now.and_then(|now| now.with(|now| self.content_item(schema, &tried.op, now)).flatten()) {
+                let same = match now.and_then(|now| now.with(|now| content_item(schema, &tried.op, now)).flatten()) {
                     Some((column, item)) => self.same_content(schema, &column, &item, &tried.op, proof).await?,
                     None => false,
                 };
@@ -177,17 +177,6 @@ impl ProveParts {
             }
         }
         Ok(())
-    }
-
-    fn content_item(
-        &self,
-        schema: &TableSchema,
-        op: &Op,
-        now: &Row<'_>,
-    ) -> Option<(dynavault_model::ContentColumn, dynavault_model::ContentItem)> {
-        let content = op.content.as_ref()?;
-        let column = schema.content.iter().find(|column| column.column == content.column)?;
-        Some((column.clone(), item(schema, column, now)?))
     }
 
     async fn same_content(
@@ -216,11 +205,7 @@ impl ProveParts {
     }
 
     /// Rows of the snapshot with these ids, in order of ids.
-    fn snapshot_rows(
-        &self,
-        table: &str,
-        ids: Vec<RowId>,
-    ) -> Option<mpsc::Receiver<Result<(RowId, Vec<u8>), RestoreError>>> {
+    fn snapshot_rows(&self, table: &str, ids: Vec<RowId>) -> Option<SnapshotRows> {
         let manifest = self.manifest.clone().filter(|_| !ids.is_empty())?;
         let at = manifest.tables.iter().position(|entry| entry.table == table)?;
         let (sender, receiver) = mpsc::channel(ROWS_AHEAD);
@@ -294,6 +279,17 @@ impl ProveParts {
         }
         Ok(())
     }
+}
+
+/// The content of an operation as the row names it now.
+fn content_item(
+    schema: &TableSchema,
+    op: &Op,
+    now: &Row<'_>,
+) -> Option<(dynavault_model::ContentColumn, dynavault_model::ContentItem)> {
+    let content = op.content.as_ref()?;
+    let column = schema.content.iter().find(|column| column.column == content.column)?;
+    Some((column.clone(), item(schema, column, now)?))
 }
 
 /// Content of modest size.

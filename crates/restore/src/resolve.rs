@@ -144,6 +144,10 @@ impl Resolver<'_> {
     pub(crate) fn lead(&mut self, reference: &Reference) -> Result<Led, &'static str> {
         let Some(table) = reference.table.as_deref() else { return Err(reason::NO_TARGET) };
         let id = reference.id;
+        // A team or queue that has a counterpart is not made again, though the plan may have its row.
+        if let Some(id) = self.mapping.counterpart(table, id) {
+            return Ok(Led { id, node: None });
+        }
         if let Some(node) = self.tables.find(table, id) {
             let state = self.tables.get(node.table).state(node.row);
             let live = matches!(state, State::Same | State::Differs(_));

@@ -144,7 +144,10 @@ pub(crate) fn differs_by_cascade_only(from: &RawValue, live: &LiveRow) -> bool {
             let name = String::from_utf8_lossy(before.key(member));
             let reference = name.starts_with('_') && name.ends_with("_value");
             let emptied = reference && now.get(&name).is_none_or(|value| value == b"null");
-            !is_value(&name) || marks.contains(&&*name) || emptied || same_value(Some(before.value(member)), now.get(&name))
+            !is_value(&name)
+                || marks.contains(&&*name)
+                || emptied
+                || same_value(Some(before.value(member)), now.get(&name))
         })
     })
     .unwrap_or(false)
@@ -194,7 +197,9 @@ pub(crate) fn settle(op: &Op, live: Option<&LiveRow>) -> Settled {
         (WriteKind::Update | WriteKind::State, Some(live)) if planned(live) => Settled::Done,
         (WriteKind::State, Some(_)) => Settled::NotDone,
         (WriteKind::Update, Some(live)) => match &op.guard {
-            Guard::Unchanged(etag) if live.etag().as_ref() != Some(etag) && !still_as_seen(op, live) => Settled::Conflict,
+            Guard::Unchanged(etag) if live.etag().as_ref() != Some(etag) && !still_as_seen(op, live) => {
+                Settled::Conflict
+            }
             _ => Settled::NotDone,
         },
     }
@@ -253,7 +258,9 @@ mod tests {
             from: Some(from),
             ..op(WriteKind::Update, Guard::Unchanged("W/\"1\"".into()), r#"{"name":"A","fax":null}"#)
         };
-        let row = |name: &str, fax: &str| live(&format!(r#"{{"@odata.etag":"W/\"2\"","name":"{name}","fax":{fax},"city":"C"}}"#));
+        let row = |name: &str, fax: &str| {
+            live(&format!(r#"{{"@odata.etag":"W/\"2\"","name":"{name}","fax":{fax},"city":"C"}}"#))
+        };
         assert!(still_as_seen(&update, &row("B", "\"1\"")) && still_as_seen(&update, &row("A", "\"1\"")));
         assert!(!still_as_seen(&update, &row("B", "\"2\"")) && !still_as_seen(&update, &row("C", "null")));
         assert_eq!(settle(&update, Some(&row("B", "\"1\""))), Settled::NotDone);

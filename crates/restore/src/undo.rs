@@ -23,9 +23,7 @@ use crate::apply::Ops;
 use crate::batches::RequestTotals;
 use crate::file::{PlanWriter, op_line};
 use crate::history::RowHistory;
-use crate::plan::{
-    Action, Conflict, ContentOp, Counts, Finding, Op, PlanEnd, PlanHead, Step, TablePlan,
-};
+use crate::plan::{Action, Conflict, ContentOp, Counts, Finding, Op, PlanEnd, PlanHead, Step, TablePlan};
 use crate::readback::histories;
 use crate::settle::{LiveRow, is_value, read_live, same_value};
 use crate::spill::Spill;
@@ -62,7 +60,13 @@ pub async fn plan_undo(
     out: &Path,
 ) -> Result<PlanEnd, RestoreError> {
     let mut histories = histories(&parts.catalog, run, &parts.scratch, ops).await?;
-    let mut undo = Undo { parts, places: BTreeMap::new(), tables: BTreeMap::new(), findings: Vec::new(), conflicts: Spill::new(&parts.scratch)? };
+    let mut undo = Undo {
+        parts,
+        places: BTreeMap::new(),
+        tables: BTreeMap::new(),
+        findings: Vec::new(),
+        conflicts: Spill::new(&parts.scratch)?,
+    };
     for (table, history) in &mut histories.tables {
         let schema = parts
             .schemas
@@ -229,28 +233,28 @@ impl Undo<'_> {
         if let Some(tried) = is(WriteKind::Delete) {
             let before: Vec<ContentOp> =
                 tried.before.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-            return match live {
-                None => self.remake(rules, &tried.op, before),
-                Some(_) => {
-                    self.finding(&tried.op, "made-since", "a row of this id was made again since; it is left alone");
-                    Ok(())
-                }
-            };
-        }
-        match live {
-            Some(live) => self.revert(rules, row, live),
-            None => {
-                self.finding(&row.tried[0].op, "deleted-since", "the row was deleted since; there is nothing to take back");
-                Ok(())
+            if live.is_none() {
+                return self.remake(rules, &tried.op, before);
             }
+            self.finding(&tried.op, "made-since", "a row of this id was made again since; it is left alone");
+            return Ok(());
         }
+        if let Some(live) = live {
+            return self.revert(rules, row, live);
+        }
+        let message = "the row was deleted since; there is nothing to take back";
+        self.finding(&row.tried[0].op, "deleted-since", message);
+        Ok(())
     }
 
     /// A row the restore made: deleted, children before parents.
     fn unmake(&mut self, rules: &TableRules, row: &RowHistory, op: &Op, live: &LiveRow) -> Result<(), RestoreError> {
         let written = row.standing();
         let family = |member: &str| {
-            rules.state.as_ref().is_some_and(|rule| rule.reaches_below && (rule.state == member || rule.status == member))
+            rules
+                .state
+                .as_ref()
+                .is_some_and(|rule| rule.reaches_below && (rule.state == member || rule.status == member))
         };
         let changed: Vec<(String, Option<Vec<u8>>)> = live
             .with(|now| {
@@ -258,9 +262,13 @@ impl Undo<'_> {
                     .iter()
                     .filter(|(member, value)| {
                         // A reference that is empty now lost its row; a state or a plug-in is no person's work.
-                        let lookup = rules.column(member).is_some_and(|rule| matches!(rule.kind, ColumnKind::Lookup { .. }));
+                        let lookup =
+                            rules.column(member).is_some_and(|rule| matches!(rule.kind, ColumnKind::Lookup { .. }));
                         let emptied = lookup && now.get(member).is_none_or(|value| value == b"null");
-                        is_value(member) && !emptied && !family(member) && !same_value(Some(value.get().as_bytes()), now.get(member))
+                        is_value(member)
+                            && !emptied
+                            && !family(member)
+                            && !same_value(Some(value.get().as_bytes()), now.get(member))
                     })
                     .map(|(member, _)| (member.clone(), now.get(member).map(<[u8]>::to_vec)))
                     .collect()
@@ -298,9 +306,8 @@ impl Undo<'_> {
         let writable = |member: &str, update: bool| {
             rules.column(member).is_some_and(|rule| if update { rule.update } else { rule.create }) && filled(member)
         };
-        let is_state = |member: &str| {
-            rules.state.as_ref().is_some_and(|state| state.state == member || state.status == member)
-        };
+        let is_state =
+            |member: &str| rules.state.as_ref().is_some_and(|state| state.state == member || state.status == member);
         let owner = |member: &str| rules.owner.as_deref() == Some(member);
         let first = values.iter().filter(|(name, _)| {
             let member = of_member(name);
@@ -381,7 +388,11 @@ impl Undo<'_> {
                 back.insert(name.clone(), value.clone());
             }
         }
-        self.revert_values(rules, op, live, &back, &now_values)?;
+        // A closed row takes neither parties nor files: it is opened for them like for values.
+        let along = row.tried.iter().any(|tried| {
+            tried.done && matches!(tried.op.action, Action::Write(WriteKind::Parties) | Action::Upload | Action::Clear)
+        });
+        self.revert_values(rules, op, live, (&back, &now_values), along)?;
         self.revert_parties(row)?;
         self.revert_content(row)
     }
@@ -391,12 +402,11 @@ impl Undo<'_> {
         rules: &TableRules,
         op: &Op,
         live: &LiveRow,
-        back: &Values,
-        now: &Values,
+        (back, now): (&Values, &Values),
+        along: bool,
     ) -> Result<(), RestoreError> {
-        let is_state = |member: &str| {
-            rules.state.as_ref().is_some_and(|state| state.state == member || state.status == member)
-        };
+        let is_state =
+            |member: &str| rules.state.as_ref().is_some_and(|state| state.state == member || state.status == member);
         let owner = |member: &str| rules.owner.as_deref() == member.split('@').next();
         let plain = |member: &str| !is_state(member) && !owner(member);
         let guard = match live.etag().filter(|_| rules.guards_versions) {
@@ -404,22 +414,22 @@ impl Undo<'_> {
             None => Guard::Present,
         };
         let state_now = rules.state.as_ref().and_then(|state| {
-            live.with(|row| row.get(&state.state).and_then(|value| std::str::from_utf8(value).ok()?.parse::<i64>().ok()))
-                .flatten()
+            live.with(|row| {
+                row.get(&state.state).and_then(|value| std::str::from_utf8(value).ok()?.parse::<i64>().ok())
+            })
+            .flatten()
         });
-        let writes = back.keys().any(|member| !is_state(member));
+        let writes = along || back.keys().any(|member| !is_state(member));
         let closed = rules.state.as_ref().is_some_and(|state| state_now.is_some_and(|now| state.closed.contains(&now)));
-        let mut state_back: Values = back.iter().filter(|(name, _)| is_state(name)).map(|(n, v)| (n.clone(), v.clone())).collect();
+        let mut state_back: Values =
+            back.iter().filter(|(name, _)| is_state(name)).map(|(n, v)| (n.clone(), v.clone())).collect();
         let mut state_from = state_now;
         let mut follows = false;
         let mut guard = guard;
         if let Some(state) = rules.state.as_ref().filter(|_| closed && writes) {
             let mut reopen = about(op, Step::Reopen, 0, Action::Write(WriteKind::State), guard.clone());
-            let mut text = format!("{{{:?}:{}", state.state, state.initial);
-            if let Some(status) = state.initial_statuses.first() {
-                text.push_str(&format!(",{:?}:{status}", state.status));
-            }
-            text.push('}');
+            let status = state.initial_statuses.first().map(|status| format!(",{:?}:{status}", state.status));
+            let text = format!("{{{:?}:{}{}}}", state.state, state.initial, status.unwrap_or_default());
             reopen.set = Some(raw(text)?);
             reopen.from = Some(object(live_state(rules, live).iter())?);
             self.push(&reopen)?;
@@ -454,11 +464,11 @@ impl Undo<'_> {
             let mut values = live_state(rules, live);
             values.extend(state_back);
             // What closing writes into the row: the value it is to have, or keep.
-            let closes = values
+            let is_closing = values
                 .get(&state.state)
                 .and_then(|value| value.get().parse::<i64>().ok())
                 .is_some_and(|value| state.closed.contains(&value));
-            for member in state.closing_writes.iter().filter(|_| closes) {
+            for member in state.closing_writes.iter().filter(|_| is_closing) {
                 if let Some(value) = back.get(member).cloned().or_else(|| live_value(live, member)) {
                     values.insert(member.clone(), value);
                 }
@@ -519,7 +529,8 @@ impl Undo<'_> {
                 let mut op = parse(line)?;
                 op.wave = wave;
                 totals.push(&op);
-                ordered.push(&op_line(&op).map_err(|source| RestoreError::File { path: out.to_path_buf(), source })?)?;
+                ordered
+                    .push(&op_line(&op).map_err(|source| RestoreError::File { path: out.to_path_buf(), source })?)?;
                 Ok(())
             })?;
         }

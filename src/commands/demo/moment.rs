@@ -5,15 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use dynavault_simulator::{Handle, OracleFile, TableKind};
 use serde_json::value::RawValue;
 
-/// Values that every write leaves behind: the counter of changes, who wrote last and when, and when a restored row was
-/// really made.
-const SERVER_SET: [&str; 6] = [
+/// Values that the service sets with every write: the counter of changes, who wrote last and when, when a restored row was
+/// really made, the rate of its currency, when it came into its queue.
+const SERVER_SET: [&str; 8] = [
     "versionnumber",
     "overriddencreatedon",
     "modifiedon",
     "_modifiedby_value",
     "_modifiedonbehalfby_value",
     "ispartydeleted",
+    "exchangerate",
+    "enteredon",
 ];
 /// Party rows get new ids whenever their activity is written; what counts is who took part.
 const PARTIES: &str = "activityparty";
@@ -29,14 +31,16 @@ pub(super) struct Moment {
 /// The list of all activities, which the service keeps from the activities themselves; those are compared.
 const POINTER: &str = "activitypointer";
 
-/// Values that may differ: columns by table, and single values as (table, row, column). Of some tables only the ids count:
-/// their rows are made by the service when another row is closed.
+/// What may differ, because the plan or the proof names it.
 #[derive(Default)]
 pub(super) struct Excuses {
-    pub(super) ids_only: BTreeSet<String>,
+    /// Rows, as (table, row), that only the service can make: when another row is closed.
+    pub(super) rows: BTreeSet<(String, String)>,
     /// Tables with rows that the service makes along with another one, under ids of its own.
     pub(super) own_ids: BTreeSet<String>,
+    /// Columns by table.
     pub(super) columns: BTreeMap<String, BTreeSet<String>>,
+    /// Single values, as (table, row, column).
     pub(super) values: BTreeSet<(String, String, String)>,
 }
 
@@ -76,15 +80,11 @@ impl Moment {
             if *stays {
                 self.compare_rows(table, key, rows, theirs, excuses, &mut found);
             } else {
-                let own: BTreeSet<String> = rows.iter().map(|row| without_key(row, key)).collect();
-                let others: BTreeSet<String> = theirs.iter().map(|row| without_key(row, key)).collect();
-                let odd = own.symmetric_difference(&others).count();
-                if std::env::var_os("DV_DEBUG").is_some() {
-                    for r in own.symmetric_difference(&others) {
-                        print_debug(r);
-                    }
-                }
-                if odd > 0 || rows.len() != theirs.len() {
+                let set = |rows: &[String]| -> BTreeSet<String> {
+                    rows.iter().filter_map(|row| without_key(row, key)).collect()
+                };
+                let odd = set(rows).symmetric_difference(&set(theirs)).count();
+                if odd > 0 {
                     found.push(format!("{table}: {odd} rows"));
                 }
             }
@@ -93,9 +93,12 @@ impl Moment {
         let file = |file: &OracleFile| (file.table.clone(), file.row.clone(), file.column.clone(), file.bytes.clone());
         let own: BTreeSet<_> = self.files.iter().map(file).collect();
         let others: BTreeSet<_> = other.files.iter().map(file).collect();
-        found.extend(
-            own.symmetric_difference(&others).map(|(table, row, column, _)| format!("{table} {row}: file {column}")),
-        );
+        let odd: BTreeSet<_> = own.symmetric_difference(&others).map(|(table, row, column, _)| (table, row, column)).collect();
+        for (table, row, column) in odd {
+            if !excuses.values.contains(&(table.clone(), row.clone(), column.clone())) {
+                found.push(format!("{table} {row}: file {column}"));
+            }
+        }
         found
     }
 
@@ -111,6 +114,9 @@ impl Moment {
         let (own, others) = (by_key(rows, key), by_key(theirs, key));
         let columns = excuses.columns.get(table);
         for id in own.keys().chain(others.keys()).collect::<BTreeSet<_>>() {
+            if excuses.rows.contains(&(table.to_string(), id.clone())) {
+                continue;
+            }
             let (Some(one), Some(other)) = (own.get(id), others.get(id)) else {
                 if excuses.own_ids.contains(table) && own.len() == others.len() {
                     continue;
@@ -118,9 +124,6 @@ impl Moment {
                 found.push(format!("{table} {id}: the row is in one of the two only"));
                 continue;
             };
-            if excuses.ids_only.contains(table) {
-                continue;
-            }
             for member in one.keys().chain(other.keys()).collect::<BTreeSet<_>>() {
                 let excused = member.contains('@')
                     || SERVER_SET.contains(&member.as_str())
@@ -150,12 +153,14 @@ fn by_key(rows: &[String], key: &str) -> BTreeMap<String, Row> {
         .collect()
 }
 
-fn without_key(row: &str, key: &str) -> String {
+/// A row without what is new whenever it is made; none for a party that is nobody, which a deletion leaves behind and no one
+/// can make.
+fn without_key(row: &str, key: &str) -> Option<String> {
     let mut row = parsed(row);
+    let is_null = |member: &str| row.get(member).is_some_and(|value| value.get() == "null");
+    if is_null("_partyid_value") && is_null("addressused") {
+        return None;
+    }
     row.retain(|member, _| member != key && !SERVER_SET.contains(&member.as_str()) && !member.contains('@'));
-    serde_json::to_string(&row).unwrap_or_default()
-}
-
-fn print_debug(r: &str) {
-    crate::print::talk(r);
+    serde_json::to_string(&row).ok()
 }

@@ -98,7 +98,7 @@ impl Demo<'_> {
         for finding in plan.findings() {
             let Some(table) = finding.table.clone() else { continue };
             match (finding.code.as_str(), &finding.id, &finding.column) {
-                ("by-state", ..) => drop(excuses.ids_only.insert(table)),
+                ("by-state", Some(id), _) => drop(excuses.rows.insert((table, id.clone()))),
                 ("mirrored", ..) => drop(excuses.own_ids.insert(table)),
                 (_, Some(id), Some(column)) => drop(excuses.values.insert((table, id.clone(), column.clone()))),
                 _ => {}

@@ -272,7 +272,8 @@ async fn partitioned_rows_are_named_by_one_part_or_both_and_found_by_lookups() {
     before.put("reading", 2, json!({"partitionid": "b", "value": 3}));
     before.put("alarm", 9, json!({"_readingid_value": "reading:1"}));
     let now = || World::new(&[&reading, &alarm]);
-    let by_id = |text: String| PlanRequest { selection: Selection { ids: vec![text], ..tables(&["reading"]) }, ..fill() };
+    let by_id =
+        |text: String| PlanRequest { selection: Selection { ids: vec![text], ..tables(&["reading"]) }, ..fill() };
     let plan = planned(&before, &[], now(), by_id(id(1))).await.unwrap();
     assert_eq!(plan.short(), [r#"rows 0 reading create 1 {"value":1}"#]);
     assert_eq!(plan.ops[0].key.partition.as_deref(), Some("a"));
@@ -283,7 +284,11 @@ async fn partitioned_rows_are_named_by_one_part_or_both_and_found_by_lookups() {
     let error = planned(&before, &[], now(), by_id(format!("{}/c", id(2)))).await.unwrap_err();
     assert!(error.to_string().contains("has a row"), "{error}");
     let plan = planned(&before, &[], now(), fill()).await.unwrap();
-    assert!(plan.short().iter().any(|op| op.contains("alarm create 9") && op.contains("readingid")), "{:?}", plan.short());
+    assert!(
+        plan.short().iter().any(|op| op.contains("alarm create 9") && op.contains("readingid")),
+        "{:?}",
+        plan.short()
+    );
     assert!(!plan.codes().contains_key("missing-target"));
     // The same when it is there and not part of the plan.
     let mut there = now();
