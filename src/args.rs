@@ -358,6 +358,7 @@ pub(crate) enum Format {
 
 /// `restore`.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "independent flags of the command line")]
 pub(crate) struct RestoreArgs {
     #[command(subcommand)]
     pub(crate) command: Option<RestoreCommand>,

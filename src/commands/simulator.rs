@@ -29,7 +29,7 @@ pub(super) fn write_config(folder: &Path, simulator: &Handle) -> std::io::Result
     let text = format!(
         "# For the simulator at {url}\n\n[vault]\nurl = {vault}\n\n[catalog]\npath = {catalog}\n\n\
          [[profile]]\nname = \"simulator\"\nkind = \"ce\"\ntenant = \"{tenant}\"\nclient_id = \"{client}\"\n\
-         credential = {{ kind = \"client-secret\", secret = {{ file = {secret} }} }}\nauthority = \"{authority}\"\n\n\
+         credential = {{ kind = \"client-secret\", secret = {{ file = {secret} }} }}\nauthority = \"{authority}\"\ngraph = \"{graph}\"\n\n\
          [[environment]]\nname = \"simulated\"\nkind = \"ce\"\nurl = \"{url}\"\nprofiles = [\"simulator\"]\n",
         url = simulator.url(),
         vault = toml_string(&format!("file://{}", folder.join("vault").display())),
@@ -38,6 +38,7 @@ pub(super) fn write_config(folder: &Path, simulator: &Handle) -> std::io::Result
         client = simulator.client_id(),
         secret = quoted(&secret),
         authority = simulator.authority(),
+        graph = simulator.entra().graph_url(),
     );
     std::fs::write(&path, text)?;
     Ok(path)

@@ -57,12 +57,15 @@ fn expect_healed(world: &World, site: &Site, arguments: &[&str], why: &str) -> R
     report
 }
 
+/// How an object comes to harm.
+type Way = fn(&Path);
+
 #[test]
 fn a_full_run_stores_a_table_again_whose_segment_is_missing_or_cut() {
     let world = World::of_rows(701, 1_000);
     let site = world.simple_site();
     let mut report = site.backup();
-    let ways: [(fn(&Path), &str); 2] = [(remove, "is missing"), (cut, "its manifest says")];
+    let ways: [(Way, &str); 2] = [(remove, "is missing"), (cut, "its manifest says")];
     for (seed, (spoil, why)) in (1..).zip(ways) {
         spoil(&segment(&site, &report, TABLE));
         world.simulator.edit(seed, 100);

@@ -21,10 +21,18 @@ const KILLS_OF_ONE: u32 = 6;
 /// Edits before a restore.
 const EDITS: usize = 120;
 /// Columns that tell when, how often and by whom a row was written last, and nothing of what is in it.
-const MARKS: [&str; 5] =
-    ["versionnumber", "modifiedon", "_modifiedby_value", "_modifiedonbehalfby_value", "overriddencreatedon"];
-/// Columns whose values the service makes anew with each upload.
-const UPLOAD_MARKS: [&str; 4] = ["entityimageid", "entityimage_timestamp", "entityimage_url", "attachmentid"];
+const MARKS: [&str; 7] = [
+    "versionnumber",
+    "modifiedon",
+    "_modifiedby_value",
+    "_modifiedonbehalfby_value",
+    "overriddencreatedon",
+    // When a row came into its queue, and where the bytes of an attachment are (dataverse 8.5, 8.8).
+    "enteredon",
+    "attachmentid",
+];
+/// What the service makes anew with each upload, beside the column itself; its bytes are compared by their hash.
+const UPLOAD_MARKS: [&str; 4] = ["", "id", "_timestamp", "_url"];
 
 /// Activities that come into being when something is closed.
 const CLOSING: [&str; 4] = ["opportunityclose", "incidentresolution", "quoteclose", "orderclose"];
@@ -48,6 +56,8 @@ impl State {
             tables.into_iter().map(|table| (table.logical_name, table.primary_id)).collect();
         let file_columns: Vec<String> = world.simulator.files().into_iter().map(|file| file.column).collect();
         let Moment { rows, files } = world.now();
+        let is_of_upload =
+            |name: &str, column: &str| name.strip_prefix(column).is_some_and(|rest| UPLOAD_MARKS.contains(&rest));
         let rows = rows
             .into_iter()
             .map(|(table, rows)| {
@@ -68,8 +78,7 @@ impl State {
                     without(row, |name| {
                         (by_service && name == "createdon")
                             || MARKS.contains(&name)
-                            || UPLOAD_MARKS.contains(&name)
-                            || file_columns.iter().any(|column| column == name)
+                            || file_columns.iter().any(|column| is_of_upload(name, column))
                             || name == "_relatedconnectionid_value"
                             || (numbered && Some(name) == key)
                     })
@@ -162,11 +171,6 @@ impl Repaired {
 
     /// Checks a restore that was disturbed.
     fn check(&self, what: &str, ended: &Finished) {
-        if ended.code() != self.code {
-            let _ = std::fs::copy(self.site.folder.join("plan.jsonl"), "/tmp/t2_plan.jsonl");
-            let _ = std::fs::write("/tmp/t2_a.json", serde_json::to_vec(&self.result).unwrap());
-            let _ = std::fs::write("/tmp/t2_b.json", &ended.stdout);
-        }
         assert_eq!(ended.code(), self.code, "{what}\n{}\n{}", in_short(&ended.stdout), ended.stderr);
         State::of(&self.world).expect(what, &self.expected);
         same_result(what, &ended.json(), &self.result);
@@ -270,7 +274,7 @@ fn die_often(seed: u64, damage: Damage) -> u32 {
 
 #[test]
 fn a_restore_of_everything_that_dies_often_ends_where_an_undisturbed_one_ends() {
-    for seed in seeds(601..=607) {
+    for seed in seeds(601..=608) {
         die_often(seed, Damage::Wiped);
     }
 }

@@ -47,6 +47,9 @@ pub(crate) enum VaultUse {
     Write,
 }
 
+/// An environment for reading and for writing.
+pub(crate) type BothSides = (Arc<dyn RowSource>, Arc<dyn RowTarget>);
+
 /// Whether an environment may be written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {
@@ -236,7 +239,7 @@ impl Engine {
     pub(crate) fn target(
         &self,
         environment: &EnvironmentConfig,
-    ) -> Result<(Arc<dyn RowSource>, Arc<dyn RowTarget>), Failure> {
+    ) -> Result<BothSides, Failure> {
         let profiles: Vec<String> = match &environment.restore_profile {
             Some(profile) => vec![profile.clone()],
             None => environment.profiles.clone(),

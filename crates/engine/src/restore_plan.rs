@@ -14,6 +14,7 @@ use crate::restore::Restore;
 
 /// What to restore and how.
 #[derive(Debug, Clone, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent choices, each a flag of the command")]
 pub struct RestoreRequest {
     /// Configured name of the environment that was backed up.
     pub environment: String,

@@ -14,11 +14,17 @@ use crate::{Cloud, redact};
 pub const CONSENT_REDIRECT: &str = "http://localhost";
 
 /// The address at which an administrator grants what the app registration asks for. `listener` is where the answer is
-/// awaited, and a random `state` that comes back with it; without, the page returns to [`CONSENT_REDIRECT`].
-pub fn admin_consent_url(authority: &Url, tenant: &str, client_id: &str, listener: Option<(&str, &str)>) -> Url {
+/// awaited, `graph` the root of Graph where the authority does not say it (two clouds share one), and a random `state` that comes back with it; without, the page returns to [`CONSENT_REDIRECT`].
+pub fn admin_consent_url(
+    authority: &Url,
+    graph: Option<&str>,
+    tenant: &str,
+    client_id: &str,
+    listener: Option<(&str, &str)>,
+) -> Url {
     // The page refuses `common`; any organisation of whoever signs in is the nearest meaning.
     let tenant = if tenant.eq_ignore_ascii_case("common") { "organizations" } else { tenant };
-    let graph = Cloud::of_authority(authority).unwrap_or_default().graph();
+    let graph = graph.unwrap_or_else(|| Cloud::of_authority(authority).unwrap_or_default().graph());
     let mut url = crate::endpoint::below(authority, &[tenant, "v2.0", "adminconsent"]);
     let mut query = url.query_pairs_mut();
     query.append_pair("client_id", client_id).append_pair("scope", &format!("{graph}/.default"));
@@ -128,7 +134,7 @@ mod tests {
     #[test]
     fn the_address_is_that_of_the_clouds_own_service() {
         let authority = Url::parse("https://login.partner.microsoftonline.cn/").unwrap();
-        let url = admin_consent_url(&authority, "common", "app 1", Some(("http://localhost:7/consent", "s&1")));
+        let url = admin_consent_url(&authority, None, "common", "app 1", Some(("http://localhost:7/consent", "s&1")));
         assert_eq!(
             url.as_str(),
             "https://login.partner.microsoftonline.cn/organizations/v2.0/adminconsent?client_id=app+1&scope=https%3A%2F%2F\

@@ -220,7 +220,7 @@ fn of_body(asked: &Asked, body: Body, reply: &FailedReply, now: Timestamp) -> Re
 
 impl Asked {
     fn fill(&self, text: &str) -> String {
-        let consent_url = || admin_consent_url(&self.authority, &self.tenant, &self.client_id, None).to_string();
+        let consent_url = || admin_consent_url(&self.authority, None, &self.tenant, &self.client_id, None).to_string();
         let text = if text.contains("{consent_url}") {
             text.replace("{consent_url}", &consent_url())
         } else {

@@ -205,7 +205,7 @@ impl Drafting<'_> {
                 push_member(&mut draft.set, &rule.status, status);
             } else if state != NULL {
                 let mut pair = state_pair(rule, state, status, rule.initial.to_string().as_bytes(), NULL);
-                pair.set = with_closing(rule, state, pair.set, row);
+                pair.set = with_closing(rule, state, pair.set, |member| value(row, member));
                 draft.state = Some(pair);
                 if draft.kind == Kind::Undelete && is_closed(rule, state) {
                     draft.reopen = Some(opening(rule, state, status));
@@ -302,6 +302,10 @@ impl Drafting<'_> {
             if column.secured && before == NULL {
                 continue;
             }
+            // What closing fills in would be filled in again when the row is closed again.
+            if before == NULL && self.is_filled_by_closing(captured, &rule.member) {
+                continue;
+            }
             let is_lookup = matches!(rule.kind, ColumnKind::Lookup { .. });
             let equal = is_lookup.then(|| self.same_lookup(captured, live, rule));
             let verdict = verdict(winner, before, now, equal);
@@ -331,6 +335,12 @@ impl Drafting<'_> {
         let nothing =
             draft.set.is_empty() && draft.lookups.is_empty() && draft.owner.is_none() && draft.state.is_none();
         if nothing { None } else { Some((draft, needs)) }
+    }
+
+    fn is_filled_by_closing(&self, captured: &Row<'_>, member: &str) -> bool {
+        self.rules.state.as_ref().is_some_and(|rule| {
+            rule.closing_writes.iter().any(|filled| filled == member) && is_closed(rule, value(captured, &rule.state))
+        })
     }
 
     fn write_value(&mut self, draft: &mut Draft, rule: &ColumnRule, before: &[u8], live: &Row<'_>) {
@@ -441,8 +451,11 @@ impl Drafting<'_> {
             draft.state = Some(state_pair(rule, last.0, last.1, now, status_now));
         }
         if let Some(pair) = &mut draft.state {
+            // A value that the plan writes into the row is the one to close it with; quotes inside of values are escaped.
+            let writes = |member: &str| draft.set.contains(&format!("\"{member}\":"));
+            let closing = |member: &str| value(if writes(member) { captured } else { closing }, member);
             pair.set = with_closing(rule, last.0, std::mem::take(&mut pair.set), closing);
-            pair.from = with_closing(rule, last.0, std::mem::take(&mut pair.from), live);
+            pair.from = with_closing(rule, last.0, std::mem::take(&mut pair.from), |member| value(live, member));
         }
     }
 
@@ -508,20 +521,26 @@ pub(crate) fn open_and_close(rule: &StateRule, row: &Row<'_>) -> Option<(Pair, P
     }
     let (initial, open) = open_state(rule);
     let mut close = state_pair(rule, state, status, initial.as_bytes(), open.as_bytes());
-    close.set = with_closing(rule, state, close.set, row);
-    close.from = with_closing(rule, state, close.from, row);
+    close.set = with_closing(rule, state, close.set, |member| value(row, member));
+    close.from = with_closing(rule, state, close.from, |member| value(row, member));
     Some((opening(rule, state, status), close))
 }
 
 /// The text of a state with what the message for closing writes into the row, for a state that closes it: those values would
 /// otherwise be the service's own.
-fn with_closing(rule: &StateRule, state: &[u8], text: String, row: &Row<'_>) -> String {
+fn with_closing<'a>(
+    rule: &StateRule,
+    state: &[u8],
+    text: String,
+    outcome: impl Fn(&str) -> &'a [u8],
+) -> String {
     if !is_closed(rule, state) {
         return text;
     }
     let mut members = text.trim_start_matches('{').trim_end_matches('}').to_string();
     for member in &rule.closing_writes {
-        if let Some(value) = row.get(member).filter(|value| *value != NULL) {
+        let value = outcome(member);
+        if value != NULL {
             push_member(&mut members, member, value);
         }
     }

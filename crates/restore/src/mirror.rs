@@ -149,7 +149,8 @@ impl Work {
                     }
                     continue;
                 }
-                let along = self.tables.number(name).is_some_and(|table| candidates.along.contains(&(table, pointer.from)));
+                let along =
+                    self.tables.number(name).is_some_and(|table| candidates.along.contains(&(table, pointer.from)));
                 if along || replaced.contains(&(name.clone(), pointer.from, relation.member.clone())) {
                     continue;
                 }

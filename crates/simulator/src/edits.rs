@@ -70,7 +70,9 @@ pub(crate) fn edit(database: &mut Database, seed: u64, changes: usize) -> EditSu
             }
             _ => {
                 let id = dice.guid();
-                if let Some(key) = database.tables[table].near(id).cloned() {
+                // An address goes with its parent, not alone (dataverse 8.1).
+                let alone = database.tables[table].def.name != "customeraddress";
+                if let Some(key) = database.tables[table].near(id).cloned().filter(|_| alone) {
                     doomed.push((table, key));
                 }
             }

@@ -125,13 +125,13 @@ impl Moment {
                 continue;
             };
             for member in one.keys().chain(other.keys()).collect::<BTreeSet<_>>() {
-                let excused = member.contains('@')
+                let may_differ = member.contains('@')
                     || SERVER_SET.contains(&member.as_str())
                     || self.files.iter().any(|file| file.table == table && file.column == **member)
                     || columns.is_some_and(|columns| columns.contains(member))
                     || excuses.values.contains(&(table.to_string(), id.clone(), member.clone()));
                 let text = |row: &Row| row.get(member).map_or("null".to_string(), |value| value.get().to_string());
-                if !excused && text(one) != text(other) {
+                if !may_differ && text(one) != text(other) {
                     found.push(format!("{table} {id}: {member}"));
                 }
             }

@@ -8,7 +8,7 @@ use url::Url;
 use crate::assemble::{Engine, resource_of};
 use crate::config::{CredentialConfig, EnvironmentConfig, EnvironmentKind, ProfileConfig};
 use crate::failure::Failure;
-use crate::profile::{PermissionType, SignInMode, authority_of, manifest, permissions_of};
+use crate::profile::{PermissionType, SignInMode, authority_of, graph_root_of, manifest, permissions_of};
 
 /// Where to grant, and what the app registration has to ask for so that exactly that is granted.
 #[derive(Debug, Clone, Serialize)]
@@ -94,7 +94,8 @@ impl Engine {
         });
         Ok(ConsentPage {
             profile: name.to_string(),
-            url: admin_consent_url(&authority_of(profile)?, &tenant, &client_id, None).to_string(),
+            url: admin_consent_url(&authority_of(profile)?, Some(&graph_root_of(profile)?), &tenant, &client_id, None)
+                .to_string(),
             permissions: rows.collect(),
             required_resource_access: manifest(profile.kind),
         })

@@ -180,6 +180,14 @@ impl Table {
         )
     }
 
+    /// Closing a row fills this column in.
+    pub(crate) fn filled_by_closing(mut self, member: &str) -> Self {
+        if let Some(state) = &mut self.rules.state {
+            state.closing_writes.push(member.into());
+        }
+        self
+    }
+
     /// A state reaches the rows below.
     pub(crate) fn reaches_below(mut self) -> Self {
         if let Some(state) = &mut self.rules.state {

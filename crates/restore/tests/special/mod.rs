@@ -296,3 +296,23 @@ async fn partitioned_rows_are_named_by_one_part_or_both_and_found_by_lookups() {
     let plan = planned(&before, &[], there, PlanRequest { selection: tables(&["alarm"]), ..fill() }).await.unwrap();
     assert!(plan.short()[0].contains("readingid"), "{:?}", plan.short());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_closing_fills_in_is_no_reason_to_open_a_closed_row() {
+    let order = Table::new("order").number("value").text("name", 9).state(None).filled_by_closing("value");
+    let mut before = World::new(&[&order]);
+    let mut now = World::new(&[&order]);
+    before.put("order", 1, json!({"value": null, "name": "A", "statecode": 1, "statuscode": 3}));
+    now.put("order", 1, json!({"value": 7, "name": "A", "statecode": 1, "statuscode": 3}));
+    before.put("order", 2, json!({"value": 5, "name": "A", "statecode": 1, "statuscode": 3}));
+    now.put("order", 2, json!({"value": 7, "name": "A", "statecode": 1, "statuscode": 3}));
+    let plan = planned(&before, &[], now, request(ConflictPolicy::Overwrite)).await.unwrap();
+    assert_eq!(
+        plan.short(),
+        [
+            r#"reopen 0 order state 2 {"statecode":0,"statuscode":1}"#,
+            r#"rows 0 order update 2 {"value":5}"#,
+            r#"state 0 order state 2 {"statecode":1,"statuscode":3,"value":5}"#,
+        ]
+    );
+}
