@@ -6,6 +6,8 @@
 //! - `sweeps`: expired tokens, tables without tokens, schema changes, privileges that come and go.
 //! - `limits`: close to what the service permits, and hardly ever above it.
 //! - `healing`: lost state, damaged segments, another vault: the next run heals and says so.
+//! - `restore_whole`, `restore_columns`, `restore_elsewhere`: everything, a part, another environment, the recycle bin; compared
+//!   with what the service had, value for value, and taken back.
 //! - `encryption`: a host that can write backups and cannot read them.
 //!
 //! Everything follows from a seed, which a failing test prints.

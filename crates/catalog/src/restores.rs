@@ -139,7 +139,9 @@ impl Catalog {
         let digest = digest.to_string();
         self.transact("look for a finished restore", move |tx| {
             let found: Option<String> = tx
-                .query_row("SELECT run FROM restore WHERE digest = ?1 ORDER BY run DESC LIMIT 1", [digest], |row| row.get(0))
+                .query_row("SELECT run FROM restore WHERE digest = ?1 ORDER BY run DESC LIMIT 1", [digest], |row| {
+                    row.get(0)
+                })
                 .optional()?;
             Ok(found.and_then(|text| text.parse().ok()))
         })
@@ -194,7 +196,10 @@ impl Catalog {
     /// Marks a run as going on again.
     pub async fn resume_restore(&self, run: RunId) -> Result<(), CatalogError> {
         self.transact("record that a restore goes on", move |tx| {
-            tx.execute("UPDATE run SET status = 'running', finished = NULL, error = NULL WHERE run = ?1", [run.to_string()])?;
+            tx.execute(
+                "UPDATE run SET status = 'running', finished = NULL, error = NULL WHERE run = ?1",
+                [run.to_string()],
+            )?;
             Ok(())
         })
         .await
@@ -263,9 +268,12 @@ impl Catalog {
     /// How many operations of a restore are in each state.
     pub async fn op_totals(&self, run: RunId) -> Result<Vec<(OpState, u64)>, CatalogError> {
         self.transact("count the outcomes of a restore", move |tx| {
-            let mut select =
-                tx.prepare_cached("SELECT state, count(*) FROM restore_op WHERE run = ?1 GROUP BY state ORDER BY state")?;
-            let rows = select.query_map([run.to_string()], |row| Ok((OpState::from_code(row.get(0)?), row.get::<_, i64>(1)? as u64)))?;
+            let mut select = tx.prepare_cached(
+                "SELECT state, count(*) FROM restore_op WHERE run = ?1 GROUP BY state ORDER BY state",
+            )?;
+            let rows = select.query_map([run.to_string()], |row| {
+                Ok((OpState::from_code(row.get(0)?), row.get::<_, i64>(1)? as u64))
+            })?;
             rows.collect()
         })
         .await

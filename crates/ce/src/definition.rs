@@ -80,6 +80,7 @@ pub(crate) struct ManyToOne {
 #[serde(rename_all = "PascalCase", default)]
 struct Cascades {
     delete: Option<String>,
+    assign: Option<String>,
 }
 
 /// A many-to-many relationship and its table of links.
@@ -160,6 +161,12 @@ impl ManyToOne {
     /// Deleting the parent deletes the child (section 6.14).
     pub(crate) fn deletes(&self) -> bool {
         self.cascade_configuration.as_ref().and_then(|cascades| cascades.delete.as_deref()) == Some("Cascade")
+    }
+
+    /// Assigning the parent assigns the child: all children, the active ones, or those with the parent's old owner (section 6.7).
+    pub(crate) fn assigns(&self) -> bool {
+        let assign = self.cascade_configuration.as_ref().and_then(|cascades| cascades.assign.as_deref());
+        matches!(assign, Some("Cascade" | "Active" | "UserOwned"))
     }
 }
 

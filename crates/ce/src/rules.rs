@@ -93,6 +93,7 @@ fn parents(definition: &Definition) -> Vec<Relationship> {
         member: format!("_{}_value", lookup.referencing_attribute),
         parent: lookup.referenced_entity.clone(),
         deletes: lookup.deletes(),
+        assigns: lookup.assigns(),
     })
     .collect()
 }

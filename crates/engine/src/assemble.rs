@@ -236,10 +236,7 @@ impl Engine {
     }
 
     /// Both sides of an environment that is written to, as its restore profile where it has one.
-    pub(crate) fn target(
-        &self,
-        environment: &EnvironmentConfig,
-    ) -> Result<BothSides, Failure> {
+    pub(crate) fn target(&self, environment: &EnvironmentConfig) -> Result<BothSides, Failure> {
         let profiles: Vec<String> = match &environment.restore_profile {
             Some(profile) => vec![profile.clone()],
             None => environment.profiles.clone(),

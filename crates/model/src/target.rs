@@ -344,6 +344,8 @@ pub struct Relationship {
     pub parent: String,
     /// Deleting the parent deletes the child.
     pub deletes: bool,
+    /// Giving the parent to another owner gives the child to that owner too.
+    pub assigns: bool,
 }
 
 /// How a particular row comes into being.

@@ -477,7 +477,13 @@ impl Applier {
             match answers.into_iter().next().unwrap_or(WriteOutcome::NotSent) {
                 WriteOutcome::Done | WriteOutcome::Unchanged => return ended(OpState::Done),
                 WriteOutcome::Rejected(rejection) => {
-                    return Ok(noted(op.n, OpState::Rejected, Some(rejection.code), Some(rejection.message)));
+                    let (code, message) = (rejection.code.clone(), rejection.message.clone());
+                    let rejected = noted(op.n, OpState::Rejected, Some(code), Some(message));
+                    let reference = matches!(rejection.class, RejectionClass::MissingReference | RejectionClass::Owner);
+                    if reference && kind == WriteKind::Update {
+                        return self.without_refused(schema, kind, &again, rejection, rejected).await;
+                    }
+                    return Ok(rejected);
                 }
                 WriteOutcome::Conflict { .. } => return Ok(conflict),
                 WriteOutcome::Unknown { .. } | WriteOutcome::NotSent => {}

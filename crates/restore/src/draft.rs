@@ -528,12 +528,7 @@ pub(crate) fn open_and_close(rule: &StateRule, row: &Row<'_>) -> Option<(Pair, P
 
 /// The text of a state with what the message for closing writes into the row, for a state that closes it: those values would
 /// otherwise be the service's own.
-fn with_closing<'a>(
-    rule: &StateRule,
-    state: &[u8],
-    text: String,
-    outcome: impl Fn(&str) -> &'a [u8],
-) -> String {
+fn with_closing<'a>(rule: &StateRule, state: &[u8], text: String, outcome: impl Fn(&str) -> &'a [u8]) -> String {
     if !is_closed(rule, state) {
         return text;
     }
@@ -567,7 +562,7 @@ fn push_target(text: &mut String, member: &str, table: &str) {
 }
 
 /// A lookup as it is now.
-fn live_lookup_text(live: &Row<'_>, rule: &ColumnRule) -> String {
+pub(crate) fn live_lookup_text(live: &Row<'_>, rule: &ColumnRule) -> String {
     let mut text = String::new();
     push_member(&mut text, &rule.member, value(live, &rule.member));
     if let Some(table) = reference(live, &rule.member, Some(rule)).and_then(|reference| reference.table) {

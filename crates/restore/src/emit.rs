@@ -273,8 +273,7 @@ impl Emitter<'_> {
         }
         if let Some(owner) = owner {
             let (guard, follows) = guard();
-            // Parents first: assigning a parent can assign its children along with it (`dataverse` protocol, section 6.7).
-            let wave = self.owner_waves.table(node.table);
+            let wave = self.owner_waves.row(node);
             let mut assign = op(table, &draft.key, Step::Owners, wave, Action::Write(WriteKind::Update), guard);
             (assign.set, assign.from) = (Some(object(&[&owner.set])?), Some(object(&[&owner.from])?));
             assign.follows = follows;
@@ -343,6 +342,23 @@ impl Emitter<'_> {
             self.ops.push(table, &close)?;
             self.work.tables.get_mut(table).plan.counts.state += 2;
             self.touched.extend(node);
+        }
+        Ok(())
+    }
+
+    /// Operations that give rows the owners they are to have, after those of the rows above them were changed.
+    pub(crate) fn heirs(&mut self) -> Result<(), RestoreError> {
+        for (node, heir) in self.work.heirs.take() {
+            let name = self.work.tables.get(node.table).name.clone();
+            let wave = self.owner_waves.row(node);
+            let mut assign = follow(&name, &heir.key, Step::Owners, wave, WriteKind::Update);
+            assign.set = Some(object(&[&heir.owner])?);
+            if heir.is_live {
+                assign.from = Some(object(&[&heir.owner])?);
+                assign.follows = !self.touched.insert(node);
+            }
+            self.ops.push(node.table, &assign)?;
+            self.work.tables.get_mut(node.table).plan.counts.update += 1;
         }
         Ok(())
     }

@@ -32,6 +32,7 @@ mod mapping;
 mod mirror;
 mod openings;
 mod outcomes;
+mod owners;
 mod parties;
 mod pass;
 mod pieces;

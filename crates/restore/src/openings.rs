@@ -1,5 +1,5 @@
 //! Closed rows that have to be open for a while although nothing is written to the rows themselves: for their parties, for their
-//! files, and for attachments that are made below them. They are opened before everything else and closed again, as they
+//! files, for attachments that are made below them, and for owners that the service has changed along with others. They are opened before everything else and closed again, as they
 //! were, after everything else.
 //!
 //! (`dataverse` protocol, sections 6.5, 6.17 step 4, 7.3.) Notes and attachments are the tables whose content is a body; of the rows
@@ -80,6 +80,7 @@ impl Work {
         self.for_parties(&mut wanted)?;
         self.for_content(&mut wanted)?;
         self.for_attachments(&mut wanted)?;
+        wanted.rows.extend(self.heirs.live());
         let mut by_table: BTreeMap<u16, Vec<u32>> = BTreeMap::new();
         for node in wanted.rows {
             by_table.entry(node.table).or_default().push(node.row);

@@ -33,6 +33,7 @@ use crate::file::PlanWriter;
 use crate::findings::Findings;
 use crate::mapping::{Mapping, MappingFile};
 use crate::openings::Openings;
+use crate::owners::Heirs;
 use crate::pieces::Pieces;
 use crate::plan::{Action, ConflictPolicy, Counts, FORMAT, Finding, Op, PlanHead, PlanKind, TablePlan};
 use crate::related;
@@ -40,7 +41,7 @@ use crate::resolve::Outside;
 use crate::select::{self, Columns, Selection};
 use crate::spill::Spill;
 use crate::tables::{Role, Tables};
-use crate::waves::{Edges, Node, Waves};
+use crate::waves::{Edges, Waves};
 use crate::work::{Conflicts, Work};
 
 /// Rows that the service takes in a second.
@@ -193,6 +194,7 @@ impl Work {
             links: Vec::new(),
             creators: None,
             openings: Openings::default(),
+            heirs: Heirs::default(),
             above: HashMap::new(),
             tables,
             scratch,
@@ -230,6 +232,7 @@ impl Work {
         self.pieces.attach(captured, tables, findings)?;
         self.ask_outside()?;
         let waves = self.order();
+        self.find_heirs()?;
         self.find_openings()?;
         let ops = self.operations(&waves)?;
         self.check_conflicts()?;
@@ -332,26 +335,13 @@ impl Work {
             emitter.rows(*number)?;
         }
         emitter.openings()?;
+        emitter.heirs()?;
         emitter.parties()?;
         emitter.links()?;
         for number in numbers {
             emitter.pieces(number)?;
         }
         Ok(())
-    }
-
-    /// Waves in which owners are changed: parents before the children that may be assigned along with them.
-    fn owner_waves(&self) -> Waves {
-        let mut edges = Edges::default();
-        let numbers = self.tables.with_rows();
-        for from in &numbers {
-            for relation in &self.tables.get(*from).rules().parents {
-                if let Some(to) = self.tables.number(&relation.parent).filter(|to| to != from && numbers.contains(to)) {
-                    edges.add(Node { table: *from, row: 0 }, Node { table: to, row: 0 }, false);
-                }
-            }
-        }
-        Waves::new(numbers, &edges)
     }
 
     fn check_conflicts(&self) -> Result<(), RestoreError> {

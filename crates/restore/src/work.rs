@@ -16,6 +16,7 @@ use crate::findings::Findings;
 use crate::links::Links;
 use crate::mapping::Mapping;
 use crate::openings::Openings;
+use crate::owners::Heirs;
 use crate::parties::Parties;
 use crate::pieces::Pieces;
 use crate::plan::{Conflict, ConflictPolicy, PlanLine};
@@ -115,6 +116,8 @@ pub(crate) struct Work {
     pub(crate) creators: Option<Creators>,
     /// Closed rows that are opened for what is written to them or below them.
     pub(crate) openings: Openings,
+    /// Rows whose owners the service changes along with those of other rows.
+    pub(crate) heirs: Heirs,
     /// The row above within its own table, where the state of a row reaches below it.
     pub(crate) above: HashMap<Node, Node>,
 }

@@ -17,8 +17,8 @@ use serde_json::json;
 
 use crate::answer::{Answer, Refusal};
 use crate::content::{BLOCK_BYTES_MAX, ContentKind, FILE_BYTES_MAX, IMAGE_BYTES_MAX, Stored, from_base64, media_type};
-use crate::dice::named_guid;
 use crate::database::RowKey;
+use crate::dice::named_guid;
 use crate::guid::Guid;
 use crate::query::Options;
 use crate::read::parse_key;

@@ -93,7 +93,8 @@ impl Moment {
         let file = |file: &OracleFile| (file.table.clone(), file.row.clone(), file.column.clone(), file.bytes.clone());
         let own: BTreeSet<_> = self.files.iter().map(file).collect();
         let others: BTreeSet<_> = other.files.iter().map(file).collect();
-        let odd: BTreeSet<_> = own.symmetric_difference(&others).map(|(table, row, column, _)| (table, row, column)).collect();
+        let odd: BTreeSet<_> =
+            own.symmetric_difference(&others).map(|(table, row, column, _)| (table, row, column)).collect();
         for (table, row, column) in odd {
             if !excuses.values.contains(&(table.clone(), row.clone(), column.clone())) {
                 found.push(format!("{table} {row}: file {column}"));

@@ -409,7 +409,8 @@ impl Checker<'_> {
 
     fn consent_url(&self, tenant: &str) -> String {
         let graph = graph_root_of(self.profile).ok();
-        admin_consent_url(&self.identity.authority, graph.as_deref(), tenant, &self.identity.client_id, None).to_string()
+        admin_consent_url(&self.identity.authority, graph.as_deref(), tenant, &self.identity.client_id, None)
+            .to_string()
     }
 
     fn remedy(&self, row: &PermissionRow, url: &str) -> String {

@@ -129,7 +129,7 @@ impl Table {
         let member = format!("_{name}_value");
         for target in targets {
             let parent = (*target).to_string();
-            self.rules.parents.push(Relationship { member: member.clone(), parent, deletes: false });
+            self.rules.parents.push(Relationship { member: member.clone(), parent, deletes: false, assigns: false });
         }
         let targets = targets.iter().map(|target| (*target).to_string()).collect();
         self.column(name, &member, ColumnKind::Lookup { targets }, (true, true), None)
@@ -143,6 +143,15 @@ impl Table {
             for relation in self.rules.parents.iter_mut().filter(|relation| relation.member == member) {
                 relation.deletes = true;
             }
+        }
+        self
+    }
+
+    /// Assigning what the last column points to assigns the row.
+    pub(crate) fn assigned(mut self) -> Self {
+        let member = self.rules.columns.last().map(|rule| rule.member.clone());
+        for relation in self.rules.parents.iter_mut().filter(|relation| Some(&relation.member) == member.as_ref()) {
+            relation.assigns = true;
         }
         self
     }

@@ -316,3 +316,51 @@ async fn what_closing_fills_in_is_no_reason_to_open_a_closed_row() {
         ]
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_are_assigned_along_with_others_get_their_own_owners_back_afterwards() {
+    let user = user();
+    let account = Table::new("account").lookup("parentid", &["account"]).assigned().owner();
+    let task = Table::new("task").text("name", 9).lookup("regardingid", &["account"]).assigned().owner().state(None);
+    let note = Table::new("note").lookup("taskid", &["task"]).owner();
+    let all = [&user, &account, &task, &note];
+    let (mut before, mut now) = (World::new(&all), World::new(&all));
+    let owned = |owner: u32, above: &str, row: &str| {
+        let mut values = json!({"_ownerid_value": format!("systemuser:{owner}")});
+        values[above] = json!(row);
+        values
+    };
+    for world in [&mut before, &mut now] {
+        world.put("systemuser", 900, json!({}));
+        world.put("systemuser", 901, json!({}));
+        // Below account 1: account 2, whose owner is right; below that a closed task, and below that nothing that follows.
+        world.put("account", 2, owned(901, "_parentid_value", "account:1"));
+        let mut closed = owned(901, "_regardingid_value", "account:2");
+        (closed["statecode"], closed["statuscode"]) = (json!(1), json!(3));
+        world.put("task", 3, closed);
+        world.put("note", 4, owned(901, "_taskid_value", "task:3"));
+        world.put("account", 6, owned(901, "_other", "none"));
+    }
+    before.put("account", 1, json!({"_ownerid_value": "systemuser:900"}));
+    now.put("account", 1, json!({"_ownerid_value": "systemuser:901"}));
+    before.put("task", 5, owned(901, "_regardingid_value", "account:1"));
+    let plan = planned(&before, &[], now, request(ConflictPolicy::Overwrite)).await.unwrap();
+    let owner = |n: u32| format!(r#"{{"_ownerid_value":"{n}","_ownerid_value@":"systemuser"}}"#);
+    let create = plan.short().into_iter().find(|op| op.starts_with("rows")).unwrap();
+    assert!(create.contains("task create 5") && create.contains("_ownerid_value"), "{create}");
+    let others: Vec<String> = plan.short().into_iter().filter(|op| !op.starts_with("rows")).collect();
+    assert_eq!(
+        others,
+        [
+            r#"reopen 0 task state 3 {"statecode":0,"statuscode":1}"#.to_string(),
+            format!("owners 0 account update 1 {}", owner(900)),
+            format!("owners 1 account update 2 {}", owner(901)),
+            format!("owners 2 task update 3 {}", owner(901)),
+            format!("owners 2 task update 5 {}", owner(901)),
+            r#"state 0 task state 3 {"statecode":1,"statuscode":3}"#.to_string(),
+        ]
+    );
+    let follows: Vec<(String, bool)> =
+        plan.ops.iter().filter(|op| op.step == Step::Owners).map(|op| (op.key.id.clone(), op.follows)).collect();
+    assert_eq!(follows, [(1, false), (2, false), (3, true), (5, true)].map(|(n, follows)| (id(n), follows)));
+}

@@ -1,0 +1,226 @@
+//! Owners that the service changes along with others: assigning a row assigns the rows below it, where their relationship says so
+//! (`dataverse` protocol, section 6.7).
+//!
+//! ```text
+//!  rows that get another owner ─▶ rows below them, level by level ─▶ each is given its own owner, parents first
+//! ```
+//!
+//! Rows below are those of the plan: made by it, or there. Of rows that are not part of the plan nothing is known; mirroring, or
+//! restoring with `--related down:N`, makes them part of it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use dynavault_model::{Row, RowId, RowKey};
+
+use crate::compare::{NULL, reference, value};
+use crate::draft::{Draft, Kind, live_lookup_text};
+use crate::error::RestoreError;
+use crate::live::State;
+use crate::resolve::{Presence, presence};
+use crate::settle::key_of;
+use crate::tables::with_row;
+use crate::waves::{Edges, Node, Waves};
+use crate::work::Work;
+
+/// A row below one that gets another owner.
+#[derive(Debug, Clone)]
+pub(crate) struct Heir {
+    pub(crate) key: RowKey,
+    /// Its owner, as it is written, without braces.
+    pub(crate) owner: String,
+    /// It is there already.
+    pub(crate) is_live: bool,
+}
+
+/// The rows below those that get another owner.
+#[derive(Debug, Default)]
+pub(crate) struct Heirs {
+    rows: BTreeMap<Node, Heir>,
+    /// Lookups among the rows whose owners are written: (from, to).
+    edges: Vec<(Node, Node)>,
+}
+
+impl Heirs {
+    pub(crate) fn take(&mut self) -> BTreeMap<Node, Heir> {
+        std::mem::take(&mut self.rows)
+    }
+
+    /// Those that are there.
+    pub(crate) fn live(&self) -> impl Iterator<Item = Node> + '_ {
+        self.rows.iter().filter(|(_, heir)| heir.is_live).map(|(node, _)| *node)
+    }
+}
+
+impl Work {
+    /// Finds the rows whose owners the service changes along with others; once it is known which rows are made.
+    pub(crate) fn find_heirs(&mut self) -> Result<(), RestoreError> {
+        let assigned = self.assigned()?;
+        if assigned.is_empty() {
+            return Ok(());
+        }
+        let edges = self.edges_below(&assigned)?;
+        let mut below: HashMap<Node, Vec<Node>> = HashMap::new();
+        for (from, to) in &edges {
+            below.entry(*to).or_default().push(*from);
+        }
+        let mut reached = assigned.clone();
+        let mut open: Vec<Node> = assigned.iter().copied().collect();
+        while let Some(node) = open.pop() {
+            for child in below.get(&node).into_iter().flatten() {
+                if reached.insert(*child) {
+                    open.push(*child);
+                }
+            }
+        }
+        self.heirs.edges = edges;
+        self.heirs.edges.retain(|(from, to)| from != to && reached.contains(from) && reached.contains(to));
+        let mut by_table: BTreeMap<u16, Vec<u32>> = BTreeMap::new();
+        for node in reached.difference(&assigned) {
+            by_table.entry(node.table).or_default().push(node.row);
+        }
+        for (number, mut rows) in by_table {
+            rows.sort_unstable();
+            self.heirs_of(number, &rows)?;
+        }
+        Ok(())
+    }
+
+    /// Waves in which owners are written: parents before the rows that are assigned along with them.
+    pub(crate) fn owner_waves(&self) -> Waves {
+        let mut edges = Edges::default();
+        for (from, to) in &self.heirs.edges {
+            edges.add(*from, *to, true);
+        }
+        Waves::new(self.tables.with_rows(), &edges)
+    }
+
+    /// Rows that are there and get another owner.
+    fn assigned(&mut self) -> Result<HashSet<Node>, RestoreError> {
+        let mut found = HashSet::new();
+        for number in self.tables.with_rows() {
+            if self.tables.get(number).rules().owner.is_none() {
+                continue;
+            }
+            let Some(mut drafts) = self.tables.get_mut(number).drafts.take() else { continue };
+            drafts.scan_json(|draft: Draft| {
+                let gone = |node| presence(&self.tables, &self.outside, node) == Presence::Missing;
+                if draft.owner.is_some_and(|owner| !owner.node.is_some_and(gone)) {
+                    found.insert(Node { table: number, row: draft.row });
+                }
+                Ok(())
+            })?;
+            self.tables.get_mut(number).drafts = Some(drafts);
+        }
+        Ok(found)
+    }
+
+    /// Lookups by which rows of the plan are assigned along with others, of tables below those of `assigned`: (from, to).
+    fn edges_below(&mut self, assigned: &HashSet<Node>) -> Result<Vec<(Node, Node)>, RestoreError> {
+        let numbers = self.tables.with_rows();
+        let mut tables: HashSet<u16> = assigned.iter().map(|node| node.table).collect();
+        let follows = |work: &Self, number: u16, tables: &HashSet<u16>| {
+            let parents = &work.tables.get(number).rules().parents;
+            let reaches = |parent: &str| work.tables.number(parent).is_some_and(|parent| tables.contains(&parent));
+            parents.iter().any(|relation| relation.assigns && reaches(&relation.parent))
+        };
+        loop {
+            let before = tables.len();
+            tables.extend(numbers.iter().filter(|number| follows(self, **number, &tables)).collect::<Vec<_>>());
+            if tables.len() == before {
+                break;
+            }
+        }
+        let mut edges = Vec::new();
+        let scanned: Vec<u16> = numbers.into_iter().filter(|number| follows(self, *number, &tables)).collect();
+        for number in scanned {
+            self.stopped()?;
+            let table = self.tables.get_mut(number);
+            let (rules, ids, name) = (Arc::clone(table.rules()), Arc::clone(&table.ids), table.name.clone());
+            let mut live = table.live.take();
+            let tables = &self.tables;
+            let mut record = Vec::new();
+            let mut add = |node: Node, row: &Row<'_>| {
+                for relation in rules.parents.iter().filter(|relation| relation.assigns) {
+                    let above = reference(row, &relation.member, rules.column(&relation.member));
+                    let is_parent = |table: &String| *table == relation.parent;
+                    let named = above.filter(|above| above.table.as_ref().is_none_or(is_parent));
+                    edges.extend(named.and_then(|above| tables.find(&relation.parent, above.id)).map(|to| (node, to)));
+                }
+            };
+            self.captured.each(usize::from(number), &ids, |at, row| {
+                let node = Node { table: number, row: at as u32 };
+                let state = tables.get(number).state(node.row);
+                if state == State::Unmade {
+                    return Ok(());
+                }
+                add(node, row);
+                // What a lookup is now matters as well: it may be left alone.
+                if let (State::Differs(offset), Some(live)) = (state, live.as_mut()) {
+                    live.read(offset, &mut record)?;
+                    with_row(&record, &name, |row| {
+                        add(node, row);
+                        Ok(())
+                    })?;
+                }
+                Ok(())
+            })?;
+            self.tables.get_mut(number).live = live;
+        }
+        edges.sort_unstable();
+        edges.dedup();
+        Ok(edges)
+    }
+
+    /// Notes the owners that rows of a table are to have.
+    fn heirs_of(&mut self, number: u16, rows: &[u32]) -> Result<(), RestoreError> {
+        let table = self.tables.get_mut(number);
+        let rules = Arc::clone(table.rules());
+        let Some(rule) = rules.owner.as_deref().and_then(|owner| rules.column(owner)).filter(|rule| rule.update) else {
+            return Ok(());
+        };
+        let (schema, ids, name) = (Arc::clone(table.target()), Arc::clone(&table.ids), table.name.clone());
+        let mut found = Vec::new();
+        let mut same = Vec::new();
+        let mut record = Vec::new();
+        let stands = |row: &Row<'_>| {
+            let key = key_of(&schema.key, row).filter(|_| value(row, &rule.member) != NULL)?;
+            Some(Heir { key, owner: live_lookup_text(row, rule), is_live: true })
+        };
+        for row in rows {
+            match table.state(*row) {
+                State::Same => same.push(*row),
+                State::Differs(offset) => {
+                    let Some(live) = table.live.as_mut() else { continue };
+                    live.read(offset, &mut record)?;
+                    found.extend(with_row(&record, &name, |live| Ok(stands(live)))?.map(|heir| (*row, heir)));
+                }
+                State::Absent | State::Binned | State::Unmade => {}
+            }
+        }
+        // A row that is as it was captured is read from the snapshot.
+        let wanted: Vec<RowId> = same.iter().map(|row| ids[*row as usize]).collect();
+        self.captured.each(usize::from(number), &wanted, |at, row| {
+            found.extend(stands(row).map(|heir| (same[at], heir)));
+            Ok(())
+        })?;
+        if let Some(mut drafts) = self.tables.get_mut(number).drafts.take() {
+            drafts.scan_json(|draft: Draft| {
+                let there = |node| presence(&self.tables, &self.outside, node);
+                let made = matches!(draft.kind, Kind::Create | Kind::Undelete)
+                    && rows.binary_search(&draft.row).is_ok()
+                    && there(Node { table: number, row: draft.row }) == Presence::Planned;
+                let owner = draft.lookups.iter().find(|lookup| lookup.member == rule.member);
+                let owner = owner.filter(|owner| owner.node.is_none_or(|node| there(node) != Presence::Missing));
+                if let (true, Some(owner)) = (made, owner) {
+                    let heir = Heir { key: draft.key, owner: owner.set.clone(), is_live: false };
+                    found.push((draft.row, heir));
+                }
+                Ok(())
+            })?;
+            self.tables.get_mut(number).drafts = Some(drafts);
+        }
+        self.heirs.rows.extend(found.into_iter().map(|(row, heir)| (Node { table: number, row }, heir)));
+        Ok(())
+    }
+}
