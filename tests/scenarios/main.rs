@@ -9,6 +9,9 @@
 //! - `restore_whole`, `restore_columns`, `restore_elsewhere`: everything, a part, another environment, the recycle bin; compared
 //!   with what the service had, value for value, and taken back.
 //! - `encryption`: a host that can write backups and cannot read them.
+//! - `restore_faults`: a restore that dies or loses answers ends where an undisturbed one ends.
+//! - `restore_limits`: writing close to what the service permits, and hardly ever above it.
+//! - `restore_plans`: hostile plans, missing privileges, refused rows; what a restore tells of itself.
 //!
 //! Everything follows from a seed, which a failing test prints.
 

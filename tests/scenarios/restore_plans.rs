@@ -252,7 +252,7 @@ fn deletions_need_their_own_word_and_a_plan_is_carried_out_once() {
         seed += 1;
         world.simulator.edit(seed, 40);
     }
-    plan(&site, &["--mirror", "--table", "contact"]);
+    plan(&site, &["--mirror", "--table", "lead"]);
     world.simulator.reset_stats();
     refused(&world, &apply(&site), 2, &["the plan deletes", "--confirm-deletes"], 0);
     let ended = site.run(&["restore", "apply", "plan.jsonl", "--confirm-deletes"]);
@@ -265,7 +265,7 @@ fn deletions_need_their_own_word_and_a_plan_is_carried_out_once() {
 }
 
 fn created_since(now: &Moment, before: &Moment) -> u64 {
-    now.since(before, "contact", "contactid").0
+    now.since(before, "lead", "leadid").0
 }
 
 #[test]
@@ -290,8 +290,11 @@ fn two_restores_into_one_environment_do_not_meet() {
 
 /// Accounts by id, with their number.
 fn accounts(simulator: &Handle) -> BTreeMap<String, Option<String>> {
-    let number =
-        |json: &str| serde_json::from_str::<Value>(json).unwrap()["accountnumber"].as_str().map(str::to_string);
+    let number = |json: &str| {
+        serde_json::from_str::<Value>(json).expect("the oracle prints JSON")["accountnumber"]
+            .as_str()
+            .map(str::to_string)
+    };
     simulator.rows("account").into_iter().map(|row| (row.keys[0].clone(), number(&row.json))).collect()
 }
 
@@ -402,8 +405,8 @@ fn status_history_and_report_tell_what_became_of_a_restore() {
         assert!(page.contains(told), "{told} is not in the report");
     }
     // The result has ids and codes; no value of a row is in it.
-    let names = moment_of_vault(&site, Path::new("plan.jsonl"));
-    assert!(names.len() > 20 && names.iter().all(|name| !page.contains(name.as_str())));
+    let addresses = addresses_of_plan(&site, Path::new("plan.jsonl"));
+    assert!(addresses.len() > 20 && addresses.iter().all(|address| !page.contains(address.as_str())));
 
     for unknown in ["restore status NOSUCHRUN", "run show NOSUCHRUN", "run report NOSUCHRUN", "restore undo NOSUCHRUN"]
     {
@@ -413,9 +416,9 @@ fn status_history_and_report_tell_what_became_of_a_restore() {
     }
 }
 
-/// E-mail addresses of the contacts in a plan.
-fn moment_of_vault(site: &Site, plan: &Path) -> Vec<String> {
-    let text = fs::read_to_string(site.folder.join(plan)).unwrap();
+/// E-mail addresses that a plan writes.
+fn addresses_of_plan(site: &Site, plan: &Path) -> Vec<String> {
+    let text = fs::read_to_string(site.folder.join(plan)).expect("the plan is text");
     let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     lines.filter_map(|line| line["op"]["set"]["emailaddress1"].as_str().map(str::to_string)).collect()
 }

@@ -94,6 +94,11 @@ impl RowTarget for DataverseTarget {
         rules::birth(rules, row)
     }
 
+    fn has_companions(&self, rules: &TableRules) -> bool {
+        // The addresses of accounts and contacts (section 8.1).
+        rules.table == "customeraddress"
+    }
+
     fn batch_rows(&self, table: &TableSchema, kind: WriteKind) -> usize {
         self.sizes.get(&table.table.name, kind, self.start(table, kind))
     }

@@ -375,6 +375,11 @@ pub trait RowTarget: Send + Sync {
     /// How one captured row comes into being. Pure.
     fn birth(&self, rules: &TableRules, row: &Row<'_>) -> Birth;
 
+    /// Whether rows of the table may come into being with their parents ([`Birth::WithParent`]); such rows belong to them.
+    fn has_companions(&self, _rules: &TableRules) -> bool {
+        false
+    }
+
     /// Most rows of one request, as learned from the time earlier ones took. At least 1.
     fn batch_rows(&self, table: &TableSchema, kind: WriteKind) -> usize;
 

@@ -40,7 +40,7 @@ use crate::settle::{LiveRow, Settled, differs_by_cascade_only, holds, read_live,
 
 /// Operations read ahead of the writes.
 const AHEAD_MAX: usize = 256;
-/// Times a batch is sent when its answer is lost each time; after that the run stops and can be resumed.
+/// Times a batch is sent when its answer is lost and no row of it gets any further; after that the run stops and can be resumed.
 const SENDS_MAX: u32 = 6;
 /// References left out of one row before it is given up.
 const REFERENCES_MAX: usize = 32;
@@ -362,7 +362,9 @@ impl Applier {
         let mut last = String::new();
         // Rows that are no longer written on behalf of their creators.
         let mut alone: HashSet<u64> = HashSet::new();
-        for _ in 0..SENDS_MAX {
+        let mut tries = 0;
+        while tries < SENDS_MAX {
+            let open = ops.len();
             let writes: Vec<RowWrite> = ops.iter().map(row_write).collect();
             let answers = self.parts.target.write(schema, kind, &writes, &self.parts.options, &self.parts.call).await?;
             let (mut unknown, mut unsent) = (Vec::new(), Vec::new());
@@ -403,6 +405,8 @@ impl Applier {
                 }
                 return Ok(());
             }
+            // Refused rows are found out in many requests, each of which may be lost: only a try that gets no row any further counts.
+            tries = if ops.len() < open { 0 } else { tries + 1 };
         }
         Err(exhausted(schema, ops.len(), last))
     }

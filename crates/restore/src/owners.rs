@@ -11,12 +11,13 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use dynavault_model::{Row, RowId, RowKey};
+use dynavault_model::{Relationship, Row, RowId, RowKey};
 
 use crate::compare::{NULL, reference, value};
 use crate::draft::{Draft, Kind, live_lookup_text};
 use crate::error::RestoreError;
 use crate::live::State;
+use crate::plan::ConflictPolicy;
 use crate::resolve::{Presence, presence};
 use crate::settle::key_of;
 use crate::tables::with_row;
@@ -140,26 +141,30 @@ impl Work {
             let mut live = table.live.take();
             let tables = &self.tables;
             let mut record = Vec::new();
-            let mut add = |node: Node, row: &Row<'_>| {
-                for relation in rules.parents.iter().filter(|relation| relation.assigns) {
-                    let above = reference(row, &relation.member, rules.column(&relation.member));
-                    let is_parent = |table: &String| *table == relation.parent;
-                    let named = above.filter(|above| above.table.as_ref().is_none_or(is_parent));
-                    edges.extend(named.and_then(|above| tables.find(&relation.parent, above.id)).map(|to| (node, to)));
-                }
+            let above = |row: &Row<'_>, relation: &Relationship| {
+                let above = reference(row, &relation.member, rules.column(&relation.member))?;
+                let is_parent = above.table.as_ref().is_none_or(|table| *table == relation.parent);
+                tables.find(&relation.parent, above.id).filter(|_| is_parent)
             };
-            self.captured.each(usize::from(number), &ids, |at, row| {
+            let overwrites = self.conflict == ConflictPolicy::Overwrite;
+            let outside = &self.outside;
+            self.captured.each(usize::from(number), &ids, |at, captured| {
                 let node = Node { table: number, row: at as u32 };
                 let state = tables.get(number).state(node.row);
                 if state == State::Unmade {
                     return Ok(());
                 }
-                add(node, row);
-                // What a lookup is now matters as well: it may be left alone.
+                let relations = || rules.parents.iter().filter(|relation| relation.assigns);
+                edges.extend(relations().filter_map(|relation| Some((node, above(captured, relation)?))));
+                // What a lookup is now matters as well, where it may be left alone.
                 if let (State::Differs(offset), Some(live)) = (state, live.as_mut()) {
                     live.read(offset, &mut record)?;
-                    with_row(&record, &name, |row| {
-                        add(node, row);
+                    with_row(&record, &name, |live| {
+                        let missing = |to: Node| presence(tables, outside, to) == Presence::Missing;
+                        let stays =
+                            |relation: &Relationship| !overwrites || above(captured, relation).is_some_and(missing);
+                        let kept = relations().filter(|relation| stays(relation));
+                        edges.extend(kept.filter_map(|relation| Some((node, above(live, relation)?))));
                         Ok(())
                     })?;
                 }

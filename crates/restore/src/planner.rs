@@ -264,6 +264,10 @@ impl Work {
             let levels = (selection.up, selection.down);
             rows = related::add(&self.captured, &self.tables, rows, levels, &self.scratch)?;
         }
+        // Chosen rows come with what is part of them, unless only some of their columns are wanted.
+        if !selection.is_whole() && request.columns.is_empty() {
+            rows = related::add_companions(&self.captured, &self.tables, self.target.as_ref(), rows)?;
+        }
         self.set_rows(rows);
         let chosen: Vec<u16> = (0..self.tables.len()).filter(|n| !self.tables.get(*n).ids.is_empty()).collect();
         self.load_schemas(&chosen)?;

@@ -12,10 +12,10 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use dynavault_model::RowId;
+use dynavault_model::{Birth, RowId, RowTarget};
 
 use crate::captured::Captured;
-use crate::compare::{references, text};
+use crate::compare::{reference, references, text};
 use crate::error::RestoreError;
 use crate::spill::Spill;
 use crate::tables::{Role, Tables};
@@ -79,6 +79,34 @@ pub(crate) fn add(
     }
     let inside = links_between(captured, tables, &set)?;
     set.extend(&inside);
+    Ok(sorted(&set))
+}
+
+/// Adds rows that come into being with a row of the set and are part of it, such as an account's own addresses.
+pub(crate) fn add_companions(
+    captured: &Captured,
+    tables: &Tables,
+    target: &dyn RowTarget,
+    selected: Vec<(u16, Vec<RowId>)>,
+) -> Result<Vec<(u16, Vec<RowId>)>, RestoreError> {
+    let mut set: HashSet<Place> = selected.iter().flat_map(|(table, ids)| ids.iter().map(|id| (*table, *id))).collect();
+    let mut companions = Vec::new();
+    for number in tables.planned() {
+        let Some(rules) = tables.get(number).rules.clone().filter(|rules| target.has_companions(rules)) else {
+            continue;
+        };
+        captured.all(usize::from(number), |id, row| {
+            if let Birth::WithParent(member) = target.birth(&rules, row)
+                && let Some(parent) = reference(row, &member, rules.column(&member))
+                && let Some(table) = parent.table.and_then(|name| tables.number(&name))
+                && set.contains(&(table, parent.id))
+            {
+                companions.push((number, id));
+            }
+            Ok(())
+        })?;
+    }
+    set.extend(companions);
     Ok(sorted(&set))
 }
 

@@ -313,14 +313,14 @@ impl Undo<'_> {
             let member = of_member(name);
             writable(&member, false) && !is_state(&member) && (!lookup(&member) || owner(&member))
         });
-        let mut made: Values = first.map(|(name, value)| (name.clone(), value.clone())).collect();
+        let mut set: Values = first.map(|(name, value)| (name.clone(), value.clone())).collect();
         if let Some((taker, source)) = &rules.created_on
             && let Some(created) = values.get(source).filter(|_| filled(source))
         {
-            made.insert(taker.clone(), created.clone());
+            set.insert(taker.clone(), created.clone());
         }
         let mut make = about(op, Step::Rows, 0, Action::Write(WriteKind::Create), Guard::Absent);
-        make.set = Some(object(made.iter())?);
+        make.set = Some(object(set.iter())?);
         self.push(&make)?;
         let later: Vec<_> = values
             .iter()

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::fakes::{Table, World, id, planned};
 use crate::request;
 
+const OWNER: &str = "_ownerid_value";
 /// Versions of rows that were written in a test.
 const WRITTEN: u32 = 1_000_000;
 
@@ -61,7 +62,36 @@ fn carry_out(world: &mut World, ops: &[Op]) {
         }
         row.insert("@odata.etag".into(), json!(format!("W/\"{}\"", WRITTEN + n as u32)));
         row.insert("versionnumber".into(), json!(WRITTEN + n as u32));
-        rows.insert(op.key.id.clone(), Value::from(row).to_string());
+        let before = rows.insert(op.key.id.clone(), Value::from(row).to_string());
+        let after = object(&rows[&op.key.id]);
+        if before.is_some_and(|before| object(&before).get(OWNER) != after.get(OWNER))
+            && op.action == Action::Write(WriteKind::Update)
+        {
+            hand_down(world, &op.key.id, &after[OWNER]);
+        }
+    }
+}
+
+/// Gives the rows below a row to its new owner, as the service does.
+fn hand_down(world: &mut World, from: &str, owner: &Value) {
+    let mut heirs = Vec::new();
+    for (table, rows) in world.tables.values_mut() {
+        for (key, text) in rows.iter_mut() {
+            let mut row = object(text);
+            let follows = table
+                .rules
+                .parents
+                .iter()
+                .any(|relation| relation.assigns && row.get(&relation.member) == Some(&json!(from)));
+            if follows && row.get(OWNER) != Some(owner) {
+                row.insert(OWNER.into(), owner.clone());
+                *text = Value::from(row).to_string();
+                heirs.push(key.clone());
+            }
+        }
+    }
+    for heir in heirs {
+        hand_down(world, &heir, owner);
     }
 }
 
@@ -103,8 +133,8 @@ const NAMES: [&str; 3] = ["a", "b", "c"];
 fn worlds() -> [Table; 5] {
     [
         Table::new("systemuser").treated(Treatment::Reference("elsewhere".into())),
-        Table::new("a").text("name", 9).lookup("own", &["a"]).lookup("other", &["b"]).owner().state(None),
-        Table::new("b").text("name", 9).lookup("own", &["b"]).lookup("other", &["a"]).owner(),
+        Table::new("a").text("name", 9).lookup("own", &["a"]).assigned().lookup("other", &["b"]).owner().state(None),
+        Table::new("b").text("name", 9).lookup("own", &["b"]).lookup("other", &["a"]).assigned().owner(),
         Table::new("c").text("name", 9).lookup("own", &["c"]).lookup("other", &["a"]).required().state(None),
         Table::links("a_b", ("a", "aid"), ("b", "bid")),
     ]
@@ -135,7 +165,8 @@ fn world(rows: &[Drawn], kinds: &[usize], present: u32, links: &[(u32, u32)]) ->
             values["statecode"] = json!(state);
             values["statuscode"] = json!(if *state == 0 { 1 } else { 3 });
         }
-        if let Some(own) = own.filter(|own| there(*own, kind)) {
+        // Hierarchies have no circles: the service refuses them.
+        if let Some(own) = own.filter(|own| there(*own, kind) && (kind != 0 || *own < n)) {
             values["_own_value"] = json!(format!("{}:{own}", NAMES[kind]));
         }
         if let Some(other) = other.filter(|other| there(*other, other_kind)) {

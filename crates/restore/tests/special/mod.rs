@@ -345,7 +345,7 @@ async fn rows_that_are_assigned_along_with_others_get_their_own_owners_back_afte
     now.put("account", 1, json!({"_ownerid_value": "systemuser:901"}));
     before.put("task", 5, owned(901, "_regardingid_value", "account:1"));
     let plan = planned(&before, &[], now, request(ConflictPolicy::Overwrite)).await.unwrap();
-    let owner = |n: u32| format!(r#"{{"_ownerid_value":"{n}","_ownerid_value@":"systemuser"}}"#);
+    let gives = |n: u32| format!(r#"{{"_ownerid_value":"{n}","_ownerid_value@":"systemuser"}}"#);
     let create = plan.short().into_iter().find(|op| op.starts_with("rows")).unwrap();
     assert!(create.contains("task create 5") && create.contains("_ownerid_value"), "{create}");
     let others: Vec<String> = plan.short().into_iter().filter(|op| !op.starts_with("rows")).collect();
@@ -353,10 +353,10 @@ async fn rows_that_are_assigned_along_with_others_get_their_own_owners_back_afte
         others,
         [
             r#"reopen 0 task state 3 {"statecode":0,"statuscode":1}"#.to_string(),
-            format!("owners 0 account update 1 {}", owner(900)),
-            format!("owners 1 account update 2 {}", owner(901)),
-            format!("owners 2 task update 3 {}", owner(901)),
-            format!("owners 2 task update 5 {}", owner(901)),
+            format!("owners 0 account update 1 {}", gives(900)),
+            format!("owners 1 account update 2 {}", gives(901)),
+            format!("owners 2 task update 3 {}", gives(901)),
+            format!("owners 2 task update 5 {}", gives(901)),
             r#"state 0 task state 3 {"statecode":1,"statuscode":3}"#.to_string(),
         ]
     );
