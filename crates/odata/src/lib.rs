@@ -6,7 +6,7 @@
 //! only to the environment it was made for.
 //!
 //! It writes only when it was made for that ([`ClientConfig::writes`]), and never sends a write twice unless the first one
-//! surely did nothing ([`write`], [`batch`]). What the service refuses is data, with a meaning ([`refusal`]).
+//! surely did nothing ([`mod@write`], [`mod@batch`]). What the service refuses is data, with a meaning ([`refusal`]).
 //!
 //! What it does not do: it knows no tables and no queries.
 
