@@ -113,7 +113,6 @@ fn expect_mapped(source: &State, after: &State, pairs: &BTreeMap<String, String>
 }
 
 #[test]
-#[ignore = "known limit: close activities that were deleted alone, and some parties of activities that stayed, do not come back"]
 fn deleted_rows_come_back_through_the_recycle_bin() {
     let world = World::new(Config { seed: 361, rows: ROWS, recycle_bin: true, ..Config::default() });
     let site = world.simple_site();

@@ -40,7 +40,8 @@ use crate::settle::{LiveRow, Settled, differs_by_cascade_only, holds, read_live,
 
 /// Operations read ahead of the writes.
 const AHEAD_MAX: usize = 256;
-/// Times a batch is sent when its answer is lost and no row of it gets any further; after that the run stops and can be resumed.
+/// Times in a row that a batch is sent when its answer is lost and no row of it gets any further; after that the run stops
+/// and can be resumed.
 const SENDS_MAX: u32 = 6;
 /// References left out of one row before it is given up.
 const REFERENCES_MAX: usize = 32;
@@ -405,7 +406,8 @@ impl Applier {
                 }
                 return Ok(());
             }
-            // Refused rows are found out in many requests, each of which may be lost: only a try that gets no row any further counts.
+            // Refused rows are found out in many requests, each of which may be lost: only a try that gets no row any
+            // further counts.
             tries = if ops.len() < open { 0 } else { tries + 1 };
         }
         Err(exhausted(schema, ops.len(), last))

@@ -168,6 +168,9 @@ impl Emitter<'_> {
         if self.work.tables.get(node.table).rules().is_activity {
             create.parties = self.captured_parties(node, table, &draft.key)?;
         }
+        // A party whose row was deleted before the activity comes back empty from the bin.
+        let emptied = kind == WriteKind::Undelete && self.names_planned(node)?;
+        let parties = if emptied { create.parties.clone() } else { Vec::new() };
         self.ops.push(node.table, &create)?;
         let counts = &mut self.work.tables.get_mut(node.table).plan.counts;
         if kind == WriteKind::Undelete {
@@ -175,10 +178,10 @@ impl Emitter<'_> {
         } else {
             counts.create += 1;
         }
-        let follows = !later.is_empty() || self.work.openings.has_content(node);
+        let follows = !later.is_empty() || !parties.is_empty() || self.work.openings.has_content(node);
         let reopen = draft.reopen.as_ref().filter(|_| follows);
         if let Some(reopen) = reopen {
-            // It is closed as soon as it is back, and takes neither lookups nor content then.
+            // It is closed as soon as it is back, and takes neither lookups, parties nor content then.
             counts.state += 1;
             let mut open = follow(table, &draft.key, Step::Lookups, 0, WriteKind::State);
             (open.set, open.from) = (Some(raw(reopen.set.clone())?), Some(raw(reopen.from.clone())?));
@@ -191,10 +194,24 @@ impl Emitter<'_> {
             update.set = Some(object(&later)?);
             self.ops.push(node.table, &update)?;
         }
+        if !parties.is_empty() {
+            self.work.tables.get_mut(node.table).plan.counts.update += 1;
+            let mut replace = follow(table, &draft.key, Step::Parties, 0, WriteKind::Parties);
+            replace.parties = parties;
+            self.ops.push(node.table, &replace)?;
+        }
         if let Some(state) = &draft.state {
             self.state(node, table, draft, state, Guard::Present, true)?;
         }
         Ok(())
+    }
+
+    /// Whether a captured party of an activity names a row that the plan makes.
+    fn names_planned(&mut self, activity: Node) -> Result<bool, RestoreError> {
+        let Some(parties) = self.work.parties.as_mut() else { return Ok(false) };
+        let captured = parties.captured(activity)?;
+        let named = captured.iter().filter_map(|party| party.who.as_ref()?.node);
+        Ok(named.into_iter().any(|node| self.presence(node) == Presence::Planned))
     }
 
     fn with_parent(&mut self, node: Node, table: &str, draft: &Draft) -> Result<(), RestoreError> {
@@ -363,7 +380,7 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    /// The captured closing activity of a row, unless it is there already.
+    /// The captured closing activity of a row, unless it is there already or comes back from the recycle bin.
     fn close(&mut self, node: Node) -> Result<Option<Box<RawValue>>, RestoreError> {
         let Some(Some((_, offset))) = self.work.closing.get(&node) else { return Ok(None) };
         let mut record = Vec::new();
@@ -371,7 +388,7 @@ impl Emitter<'_> {
         let close: Close = serde_json::from_slice(&record).map_err(|error| {
             RestoreError::Worker(format!("a closing activity changed in the scratch folder: {error}"))
         })?;
-        if close.live || close.node.is_some_and(|node| self.presence(node) == Presence::Live) {
+        if close.live || close.node.is_some_and(|node| self.presence(node) != Presence::Missing) {
             return Ok(None);
         }
         let mut parts = vec![close.set.as_str()];

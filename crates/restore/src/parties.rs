@@ -134,7 +134,8 @@ impl Work {
     pub(crate) fn differing_parties(&mut self, node: Node, winner: Winner) -> Result<Option<Differing>, RestoreError> {
         let Some(parties) = self.parties.as_mut() else { return Ok(None) };
         let (captured, live) = (parties.captured(node)?, parties.live(node)?);
-        if captured.is_empty() || same(&captured, |party| identity(party, true), &live) {
+        let nothing = captured.is_empty() && winner != Winner::Snapshot;
+        if nothing || same(&captured, |party| identity(party, true), &live) {
             return Ok(None);
         }
         // What of them can be written may be there already.
@@ -147,6 +148,8 @@ impl Work {
         let is_back = |party: &Party| party.who.as_ref().and_then(|who| who.node).is_some_and(is_made);
         let wins = match winner {
             Winner::Snapshot => true,
+            // Writing replaces all of them, and would lose one that is there and is not taken any more.
+            Winner::Fill if !live.is_empty() && captured.iter().any(|party| party.unfit.is_some()) => false,
             Winner::Fill => fills(&captured, &live, is_back),
             Winner::Live => false,
         };
@@ -162,6 +165,17 @@ impl Work {
             // Neither side of an equal row is newer.
             ConflictPolicy::FillEmpty | ConflictPolicy::NewerWins | ConflictPolicy::Fail => Winner::Fill,
         };
+        if self.mirror {
+            // Everything is read anyway, so parties are compared whether or not their activities say that they changed.
+            for table in self.tables.with_rows() {
+                let planned = self.tables.get(table);
+                if planned.rules().is_activity {
+                    let same = (0..planned.states.len() as u32).filter(|row| planned.state(*row) == State::Same);
+                    self.changed_activities.extend(same.map(|row| (Node { table, row }, winner)));
+                }
+            }
+            return Ok(());
+        }
         let tables = &self.tables;
         let missing = |node: Node| matches!(tables.get(node.table).state(node.row), State::Absent | State::Binned);
         let any =
@@ -201,6 +215,8 @@ pub(crate) struct Reading<'a> {
     pub(crate) target: &'a dyn RowTarget,
     pub(crate) changed: &'a HashMap<Node, Winner>,
     pub(crate) scratch: &'a std::path::Path,
+    /// Parties that were added since are looked for too.
+    pub(crate) whole: bool,
     pub(crate) call: &'a Call,
 }
 
@@ -279,7 +295,7 @@ impl Reading<'_> {
         };
         let approximate = self.captured.table(usize::from(parties.table)).live_rows;
         let handle = &self.captured.handle;
-        let mut found = if by_key_is_cheaper(table.target(), keys.len() as u64, approximate) {
+        let mut found = if !self.whole && by_key_is_cheaper(table.target(), keys.len() as u64, approximate) {
             handle.block_on(existing_rows(self.target, table.target(), keys, make, self.call))?
         } else {
             handle.block_on(gather(self.source, table.target(), make, self.call))?

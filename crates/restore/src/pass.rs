@@ -339,6 +339,7 @@ impl Work {
             target: target.as_ref(),
             changed: &self.changed_activities,
             scratch: &self.scratch,
+            whole: self.mirror,
             call: &self.call,
         };
         let resolver = Resolver { tables: &self.tables, mapping: &mut self.mapping, outside: &mut self.outside };
@@ -376,6 +377,11 @@ fn make(
     birth: Birth,
     binned: bool,
 ) -> Option<(Draft, Vec<Need>)> {
+    // A closing activity that lies in the bin comes back from there, unless the row that it closed is made anew and closed.
+    let birth = match birth {
+        Birth::ByState(member) if binned && !is_made_anew(drafting, row, &member) => Birth::Written,
+        birth => birth,
+    };
     let parent = if let Birth::WithParent(member) = &birth { Some(member.clone()) } else { None };
     let id = drafting.resolver.tables.get(node.table).ids[node.row as usize];
     if drafting.is_written(birth, id) == Some(false) {
@@ -396,6 +402,12 @@ fn make(
     let (draft, mut needs) = drafting.created(node.row, row, Kind::WithParent).ok()?;
     needs.push((to, true, true));
     Some((draft, needs))
+}
+
+fn is_made_anew(drafting: &Drafting<'_>, row: &Row<'_>, member: &str) -> bool {
+    let named = reference(row, member, drafting.rules.column(member));
+    let node = named.and_then(|named| drafting.resolver.tables.find(named.table.as_deref()?, named.id));
+    node.is_some_and(|node| drafting.resolver.tables.get(node.table).state(node.row) == State::Absent)
 }
 
 fn is_planned(resolver: &Resolver<'_>, node: Node) -> bool {

@@ -1,6 +1,6 @@
 //! Plans of rows that have rules of their own: closed ones, activities, families, partitioned ones, rows of other people.
 
-use dynavault_model::{Ability, Guard, Treatment};
+use dynavault_model::{Ability, Birth, Guard, Treatment};
 use dynavault_restore::{ConflictPolicy, PlanRequest, Selection, Step};
 use serde_json::json;
 
@@ -363,4 +363,55 @@ async fn rows_that_are_assigned_along_with_others_get_their_own_owners_back_afte
     let follows: Vec<(String, bool)> =
         plan.ops.iter().filter(|op| op.step == Step::Owners).map(|op| (op.key.id.clone(), op.follows)).collect();
     assert_eq!(follows, [(1, false), (2, false), (3, true), (5, true)].map(|(n, follows)| (id(n), follows)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_activity_that_comes_back_gets_the_parties_that_were_emptied_before() {
+    let (email, contact, party) = (email(), Table::new("contact"), party());
+    let all = [&email, &contact, &party];
+    let mut before = World::new(&all);
+    before.put("contact", 5, json!({}));
+    before.put("email", 1, json!({"subject": "S", "statecode": 1, "statuscode": 3}));
+    before.put("activityparty", 10, member(1, Some(5), 1, "a@x"));
+    let mut now = World::new(&all);
+    now.abilities.recycle_bin = vec!["email".into(), "contact".into()];
+    now.bin.extend([id(1), id(5)]);
+    let plan = planned(&before, &[], now, fill()).await.unwrap();
+    let others: Vec<String> = plan.short().into_iter().filter(|op| !op.starts_with("rows")).collect();
+    assert_eq!(
+        others,
+        [
+            r#"lookups 0 email state 1 {"statecode":0,"statuscode":1}"#,
+            "parties 0 email parties 1 ",
+            r#"state 0 email state 1 {"statecode":1,"statuscode":3}"#,
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closing_activity_comes_back_from_the_bin_and_is_not_made_twice() {
+    let case = Table::new("incident").text("title", 9).state(Some(("resolution", "_incidentid_value")));
+    let close = Table::new("resolution").text("subject", 9).lookup("incidentid", &["incident"]);
+    let all = [&case, &close];
+    let mut before = World::new(&all);
+    for n in [1, 2, 3] {
+        before.put("incident", n, json!({"title": "T", "statecode": 1, "statuscode": 5}));
+        before.put("resolution", 10 + n, json!({"subject": "S", "_incidentid_value": format!("incident:{n}")}));
+    }
+    let mut now = World::new(&all);
+    now.birth = Box::new(|rules, _| match rules.table.as_str() {
+        "resolution" => Birth::ByState("_incidentid_value".into()),
+        _ => Birth::Written,
+    });
+    // The first case is there, the second in the bin, the third gone; all their resolutions are in the bin.
+    now.put("incident", 1, json!({"title": "T", "statecode": 1, "statuscode": 5}));
+    now.abilities.recycle_bin = vec!["incident".into(), "resolution".into()];
+    now.bin.extend([2, 11, 12, 13].map(id));
+    let plan = planned(&before, &[], now, fill()).await.unwrap();
+    let back: Vec<&str> = plan.ops.iter().filter(|op| op.table == "resolution").map(|op| &op.key.id[24..]).collect();
+    assert_eq!(back, [&id(11)[24..], &id(12)[24..]]);
+    let closed: Vec<(String, bool)> =
+        plan.ops.iter().filter(|op| op.step == Step::State).map(|op| (op.key.id.clone(), op.close.is_some())).collect();
+    assert_eq!(closed, [(id(2), false), (id(3), true)]);
+    assert_eq!(plan.codes()["by-state"], 1);
 }
