@@ -326,7 +326,7 @@ fn restored_rows_are_taken_back() {
 }
 
 #[test]
-#[ignore = "known limit: close activities that were deleted alone, and some parties of activities that stayed, do not come back"]
+#[ignore = "known limit: close activities that were deleted alone do not come back, and those that were added stay"]
 fn a_mirror_is_the_snapshot_again_after_any_edits_and_can_be_taken_back() {
     let world = World::of_rows(341, ROWS);
     let site = world.simple_site();
