@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dynavault_engine::{
-    ConflictPolicy, Counts, Engine, Finding, PlanFile, PlanLine, Restore, RestoreEnd, RestoreRequest, SnapshotWanted,
+    ConflictPolicy, Counts, Engine, Finding, PlanFile, PlanLine, Restore, RestoreEnd, RestoreRequest,
 };
 use dynavault_model::{FaultKind, Observer, RunStatus, Tally};
 use tokio_util::sync::CancellationToken;
@@ -62,7 +62,7 @@ fn request(engine: &Engine, args: &RestoreArgs) -> Result<RestoreRequest, dynava
     }
     Ok(RestoreRequest {
         environment: environment(engine, args.environment.clone())?,
-        snapshot: wanted(&args.when).unwrap_or(SnapshotWanted::Latest),
+        snapshot: wanted(&args.when)?,
         tables: args.tables.clone(),
         ids: args.ids.clone(),
         filter: args.filter.clone(),

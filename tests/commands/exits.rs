@@ -81,6 +81,8 @@ fn names_that_do_not_exist_are_2_with_the_way_to_the_right_ones() {
     run(&["export", "--table", "acount"]).says(&["does not have table acount", "snapshot show"]);
     run(&["export", "--table", "account", "--snapshot", "tomorrow"])
         .says(&["\"tomorrow\" is not a snapshot id", "snapshot list"]);
+    // A restore of another moment than the one that was meant is worse than none.
+    run(&["restore", "--snapshot", "tomorrow"]).says(&["\"tomorrow\" is not a snapshot id", "snapshot list"]);
     run(&["export", "--table", "account", "--snapshot", "01J8ZQ4T3N5K6M7P8R9S0TVWXY"])
         .says(&["has no snapshot 01J8ZQ4T3N5K6M7P8R9S0TVWXY"]);
     run(&["export", "--table", "account", "--at", "2001-01-01T00:00:00Z"]).says(&["no snapshot at or before 2001"]);

@@ -128,6 +128,23 @@ pub struct Counts {
     pub impossible: u64,
 }
 
+impl Counts {
+    /// Adds the operations of another table.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.create += other.create;
+        self.undelete += other.undelete;
+        self.update += other.update;
+        self.unchanged += other.unchanged;
+        self.link += other.link;
+        self.unlink += other.unlink;
+        self.content += other.content;
+        self.state += other.state;
+        self.delete += other.delete;
+        self.conflicts += other.conflicts;
+        self.impossible += other.impossible;
+    }
+}
+
 /// Something a person should know before applying.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

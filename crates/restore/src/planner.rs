@@ -380,7 +380,7 @@ impl Work {
             if plan.selected == 0 && plan.counts == Counts::default() && plan.requests == 0 {
                 continue;
             }
-            add(&mut counts, &plan.counts);
+            counts.add(&plan.counts);
             requests += plan.requests;
             tables.push(plan);
         }
@@ -445,18 +445,4 @@ impl Work {
         }
         Ok((bytes, rows))
     }
-}
-
-fn add(sum: &mut Counts, counts: &Counts) {
-    sum.create += counts.create;
-    sum.undelete += counts.undelete;
-    sum.update += counts.update;
-    sum.unchanged += counts.unchanged;
-    sum.link += counts.link;
-    sum.unlink += counts.unlink;
-    sum.content += counts.content;
-    sum.state += counts.state;
-    sum.delete += counts.delete;
-    sum.conflicts += counts.conflicts;
-    sum.impossible += counts.impossible;
 }

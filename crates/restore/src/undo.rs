@@ -546,7 +546,7 @@ impl Undo<'_> {
         for (table, plan) in &mut self.tables {
             plan.table.clone_from(table);
             plan.requests = requests.get(table).copied().unwrap_or(0);
-            add(&mut sum, &plan.counts);
+            sum.add(&plan.counts);
             writer.table(plan)?;
         }
         for finding in &self.findings {
@@ -564,20 +564,6 @@ fn parse(line: &[u8]) -> Result<Op, RestoreError> {
         op: Op,
     }
     serde_json::from_slice::<Line>(line).map(|line| line.op).map_err(|error| RestoreError::Worker(error.to_string()))
-}
-
-fn add(sum: &mut Counts, counts: &Counts) {
-    sum.create += counts.create;
-    sum.undelete += counts.undelete;
-    sum.update += counts.update;
-    sum.unchanged += counts.unchanged;
-    sum.link += counts.link;
-    sum.unlink += counts.unlink;
-    sum.content += counts.content;
-    sum.state += counts.state;
-    sum.delete += counts.delete;
-    sum.conflicts += counts.conflicts;
-    sum.impossible += counts.impossible;
 }
 
 fn live_value(live: &LiveRow, member: &str) -> Option<Box<RawValue>> {
