@@ -19,9 +19,9 @@ pub(crate) struct Args {
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Global {
-    /// Configuration file.
-    #[arg(long, global = true, env = "DYNAVAULT_CONFIG", value_name = "PATH")]
-    pub(crate) config: Option<PathBuf>,
+    /// Configuration file; else $DYNAVAULT_CONFIG, ./dynavault.toml, the user's configuration folder, /etc/dynavault.
+    #[arg(long = "config", global = true, value_name = "PATH")]
+    config: Option<PathBuf>,
     /// Print one JSON document on standard output.
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -34,6 +34,14 @@ pub(crate) struct Global {
     /// No live progress.
     #[arg(long, global = true)]
     pub(crate) no_progress: bool,
+}
+
+impl Global {
+    /// The configuration file that is named, on the command line or by the environment. An empty variable names none.
+    pub(crate) fn config(&self) -> Option<PathBuf> {
+        let named = || std::env::var_os("DYNAVAULT_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+        self.config.clone().or_else(named)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -344,7 +352,7 @@ pub(crate) struct When {
     #[arg(long, value_name = "ID")]
     pub(crate) snapshot: Option<String>,
     /// The newest snapshot at or before this time, e.g. 2026-01-31T12:00:00Z.
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = moment)]
     pub(crate) at: Option<jiff::Timestamp>,
 }
 
@@ -476,7 +484,7 @@ pub(crate) enum RunCommand {
         #[arg(long, value_enum)]
         status: Option<Status>,
         /// Only started at or after this time.
-        #[arg(long, value_name = "TIME")]
+        #[arg(long, value_name = "TIME", value_parser = moment)]
         since: Option<jiff::Timestamp>,
         /// At most so many.
         #[arg(long, default_value_t = 50)]
@@ -556,8 +564,14 @@ pub(crate) enum SimulatorCommand {
     },
 }
 
+/// A point in time. Without a zone it is not known which one is meant, and a guess would give other rows than those asked for.
+fn moment(text: &str) -> Result<jiff::Timestamp, String> {
+    text.parse()
+        .map_err(|_| "give date, time and zone, e.g. 2026-01-31T12:00:00Z or 2026-01-31T13:00:00+01:00".to_string())
+}
+
 fn percent(text: &str) -> Result<u8, String> {
-    match text.trim_end_matches('%').parse::<u8>() {
+    match text.strip_suffix('%').unwrap_or(text).parse::<u8>() {
         Ok(percent) if (1..=100).contains(&percent) => Ok(percent),
         _ => Err("give a percentage from 1% to 100%".into()),
     }

@@ -11,7 +11,11 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> std::process::ExitCode {
-    let args = args::Args::parse();
+    stay_out_of_dumps();
+    let args = match args::Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return std::process::ExitCode::from(not_understood(&error)),
+    };
     start_log(&args);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -36,6 +40,31 @@ fn main() -> std::process::ExitCode {
     // Blocking threads may be waiting for a slow disk or network; nothing they would still do matters.
     runtime.shutdown_background();
     std::process::ExitCode::from(code)
+}
+
+/// Prints help, the version, or what is wrong with the command line; gives the exit code.
+fn not_understood(error: &clap::Error) -> u8 {
+    if !error.use_stderr() {
+        print::data(error.render().to_string().trim_end());
+        return if print::lost() { exit::FAILED } else { exit::DONE };
+    }
+    drop(error.print());
+    if std::env::args_os().any(|argument| argument == "--json") {
+        let text = error.to_string();
+        let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        print::failure_document(line, Some("try '--help'"), exit::USAGE);
+    }
+    exit::USAGE
+}
+
+/// A crash writes no memory anywhere: secrets are in it (`entra` protocol, section 12.1). The limit keeps a file from being
+/// written, the flag keeps the kernel from handing the memory to a collector of crashes, which ignores the limit. Where the
+/// system does not allow either there is nothing to be done about it.
+fn stay_out_of_dumps() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let _not_allowed = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    #[cfg(target_os = "linux")]
+    let _not_allowed = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
 }
 
 /// The first interrupt asks the work to stop, the second does not wait for it.
@@ -75,7 +104,8 @@ fn start_log(args: &args::Args) {
             "off,dynavault={default},dynavault_odata={default},dynavault_ce={default},dynavault_store={default},dynavault_vault={default},dynavault_pipeline={default},dynavault_engine={default},dynavault_identity={default},dynavault_simulator={default}"
         ))
     });
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A log that cannot be written is passed over: the library would panic where it complains of that.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     let ansi = std::env::var_os("NO_COLOR").is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr());
     if args.global.json {
         log.json().init();

@@ -1,24 +1,44 @@
 //! The only place that writes to the terminal: data to standard output, talk to standard error.
-#![expect(clippy::print_stderr, reason = "this module is how the program speaks")]
+//!
+//! Talk that nobody can hear must not stop a backup: a closed pipe or a full disk behind standard error is passed over. Data
+//! that could not be written is another matter; [`lost`] tells, and the program does not end with 0 then.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dynavault_engine::Failure;
 use serde::Serialize;
+use serde_json::json;
+
+/// Whether data could not be written.
+static LOST: AtomicBool = AtomicBool::new(false);
+/// Whether a JSON document was printed.
+static DOCUMENT: AtomicBool = AtomicBool::new(false);
 
 /// A line of talk.
 pub(crate) fn talk(text: &str) {
-    eprintln!("{text}");
+    drop(writeln!(std::io::stderr().lock(), "{text}"));
 }
 
 /// Data. A reader that has gone away (`| head`) is not an error.
 pub(crate) fn data(text: &str) {
     let mut out = std::io::stdout().lock();
-    drop(writeln!(out, "{text}").and_then(|()| out.flush()));
+    if let Err(error) = writeln!(out, "{text}").and_then(|()| out.flush())
+        && error.kind() != ErrorKind::BrokenPipe
+        && !LOST.swap(true, Ordering::Relaxed)
+    {
+        talk(&format!("error: could not write standard output: {error}"));
+    }
+}
+
+/// Whether data could not be written to standard output.
+pub(crate) fn lost() -> bool {
+    LOST.load(Ordering::Relaxed)
 }
 
 /// One JSON document on standard output.
 pub(crate) fn json(value: &impl Serialize) {
+    DOCUMENT.store(true, Ordering::Relaxed);
     match serde_json::to_string_pretty(value) {
         Ok(text) => data(&text),
         Err(error) => talk(&format!("error: could not print the result: {error}")),
@@ -27,9 +47,17 @@ pub(crate) fn json(value: &impl Serialize) {
 
 /// A failure: the chain of causes, then what to do.
 pub(crate) fn failure(failure: &Failure) {
-    eprintln!("error: {}", failure.message());
+    talk(&format!("error: {}", failure.message()));
     if let Some(remedy) = failure.remedy() {
-        eprintln!("hint: {remedy}");
+        talk(&format!("hint: {remedy}"));
+    }
+}
+
+/// A failure as the one JSON document, unless the command has printed one of its own, such as the report of a failed run.
+pub(crate) fn failure_document(message: &str, hint: Option<&str>, code: u8) {
+    if !DOCUMENT.load(Ordering::Relaxed) {
+        let status = if code == crate::exit::INTERRUPTED { "cancelled" } else { "failed" };
+        json(&json!({"status": status, "error": message, "hint": hint, "exit_code": code}));
     }
 }
 

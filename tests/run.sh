@@ -53,6 +53,9 @@ fi
 need zstd zstd
 need curl curl ca-certificates
 need age age
+need dbus-daemon dbus-daemon dbus-bin
+need dbus-send dbus-bin
+need gnome-keyring-daemon gnome-keyring
 need node nodejs npm
 need npm npm
 need python3 python3 python3-venv

@@ -32,7 +32,7 @@ pub(super) async fn run(
     if global.json {
         print::json(&end.report);
     } else if !global.quiet && end.failure.is_none() {
-        summary(&end.report);
+        summary(&end.report, print::talk);
     }
     match end.failure {
         Some(failure) => Err(failure),
@@ -40,8 +40,8 @@ pub(super) async fn run(
     }
 }
 
-/// What a person wants to know of a finished run.
-pub(super) fn summary(report: &RunReport) {
+/// What a person wants to know of a finished run; talk where the run was asked for, data where its report is.
+pub(super) fn summary(report: &RunReport, say: fn(&str)) {
     let moved: Vec<Vec<String>> = report
         .tables
         .iter()
@@ -65,7 +65,7 @@ pub(super) fn summary(report: &RunReport) {
         .collect();
     if !moved.is_empty() {
         let headers = ["table", "mode", ">read", ">created", ">changed", ">deleted", ">rows now", ">stored"];
-        print::talk(&print::table_text(&headers, &moved));
+        say(&print::table_text(&headers, &moved));
     }
     for table in &report.tables {
         if table.status != TableStatus::Succeeded || table.refused_rows > 0 {
@@ -74,7 +74,7 @@ pub(super) fn summary(report: &RunReport) {
                 TableStatus::Failed => "failed".to_string(),
                 TableStatus::Succeeded => format!("{} rows or files refused", print::count(table.refused_rows)),
             };
-            print::talk(&format!("{what}: {}: {}", table.table, table.reason.as_deref().unwrap_or("no reason given")));
+            say(&format!("{what}: {}: {}", table.table, table.reason.as_deref().unwrap_or("no reason given")));
         }
     }
     let word = match report.status {
@@ -84,7 +84,7 @@ pub(super) fn summary(report: &RunReport) {
     };
     let seconds = report.finished.map_or(0.0, |end| end.duration_since(report.started).as_secs_f64());
     let captured = report.tables.iter().filter(|table| table.status == TableStatus::Succeeded);
-    print::talk(&format!(
+    say(&format!(
         "snapshot {} {word}: {} tables, {} rows, {} requests, {} in, {} stored, {seconds:.1} s{}",
         report.snapshot.map(|id| id.to_string()).unwrap_or_default(),
         captured.clone().count(),

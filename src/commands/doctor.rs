@@ -8,7 +8,7 @@ use crate::args::Global;
 use crate::{exit, print};
 
 pub(super) async fn run(environment: Option<String>, global: &Global, cancel: &CancellationToken) -> Outcome {
-    let report = match Config::load(global.config.as_deref()) {
+    let report = match Config::load(global.config().as_deref()) {
         Ok(loaded) => {
             let path = loaded.path.display().to_string();
             Engine::new(loaded.config).doctor(environment.as_deref(), &path, cancel).await?

@@ -1,6 +1,6 @@
 //! `export`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dynavault_engine::{ExportFormat, ExportRequest};
 use dynavault_model::TableStatus;
@@ -9,6 +9,11 @@ use tokio_util::sync::CancellationToken;
 use super::{Outcome, engine, environment, wanted};
 use crate::args::{Format, Global, When};
 use crate::{exit, print};
+
+/// Whether the rows go to standard output.
+pub(super) fn streams(output: Option<&Path>) -> bool {
+    output.is_none_or(|path| path == Path::new("-"))
+}
 
 pub(super) async fn run(
     named: Option<String>,
@@ -29,6 +34,7 @@ pub(super) async fn run(
             Format::Csv => ExportFormat::Csv,
         },
     };
+    let output = output.filter(|path| !streams(Some(path)));
     let to_file = output.is_some();
     let stats = engine.export(request, output, cancel).await?;
     // Said even when quiet: rows that look like those of the snapshot and are older.

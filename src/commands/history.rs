@@ -5,7 +5,9 @@ use std::path::Path;
 use dynavault_engine::{Failure, RestoreEnd, RunFilter, RunSummary};
 use dynavault_model::{FaultKind, RunReport, RunStatus};
 
-use super::{Outcome, backup, engine, restore};
+use serde_json::{Value, json};
+
+use super::{Outcome, backup, engine, restore, setup};
 use crate::args::{Global, Status};
 use crate::{exit, print};
 
@@ -60,7 +62,7 @@ pub(super) async fn show(run: &str, global: &Global) -> Outcome {
             (false, end) => {
                 describe(&summary);
                 if let Some(end) = end {
-                    restore::ended(&end);
+                    restore::ended(&end, print::data);
                 }
             }
         }
@@ -69,15 +71,27 @@ pub(super) async fn show(run: &str, global: &Global) -> Outcome {
     let report: Option<RunReport> = report.and_then(|json| serde_json::from_str(&json).ok());
     match (global.json, report) {
         (true, Some(report)) => print::json(&report),
-        (true, None) => print::json(&summary),
+        (true, None) => print::json(&unfinished(&summary)),
         (false, report) => {
             describe(&summary);
             if let Some(report) = report.filter(|report| report.snapshot.is_some()) {
-                backup::summary(&report);
+                backup::summary(&report, print::data);
             }
         }
     }
     Ok(exit::DONE)
+}
+
+/// A run that has no report (it goes on, or its process died) in the shape of one; what is not known is 0.
+fn unfinished(run: &RunSummary) -> Value {
+    let mut report = json!({
+        "tables": [], "excluded": [], "gone": [], "retries": 0, "throttled": 0, "bytes_received": 0, "bytes_raw": 0,
+        "peak_memory_bytes": 0, "resumed_from": null,
+    });
+    if let (Some(report), Ok(Value::Object(known))) = (report.as_object_mut(), serde_json::to_value(run)) {
+        report.extend(known);
+    }
+    report
 }
 
 fn describe(run: &RunSummary) {
@@ -108,7 +122,7 @@ pub(super) async fn report(run: &str, output: Option<&Path>, global: &Global) ->
             Some("check that the disk is not full and the place may be written".into()),
         )
     })?;
-    print::talk(&format!("written: {}", path.display()));
+    setup::written(path, &format!("written: {}", path.display()), global);
     Ok(exit::DONE)
 }
 
@@ -118,16 +132,14 @@ pub(super) async fn rebuild(global: &Global) -> Outcome {
     if global.json {
         print::json(&stats);
     } else {
+        let also = |count: u64, what: &str| if count > 0 { format!("; {count} {what}") } else { String::new() };
         print::data(&format!(
-            "recorded {} snapshots of {} environments{}",
+            "recorded {} snapshots of {} environments{}{}",
             stats.snapshots,
             stats.environments,
-            if stats.unreadable > 0 {
-                format!("; {} cannot be read with the keys at hand", stats.unreadable)
-            } else {
-                String::new()
-            }
+            also(stats.unreadable, "cannot be read with the keys at hand"),
+            also(stats.damaged, "are damaged, see `dynavault verify`"),
         ));
     }
-    Ok(exit::DONE)
+    Ok(if stats.damaged > 0 { exit::DAMAGE } else { exit::DONE })
 }

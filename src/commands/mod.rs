@@ -27,24 +27,31 @@ pub(crate) type Outcome = Result<u8, Failure>;
 /// Carries out a command and gives the exit code.
 pub(crate) async fn run(args: Args, cancel: CancellationToken) -> u8 {
     let global = args.global.clone();
-    match dispatch(args.command, &global, cancel).await {
+    // Where rows stream to standard output a document would be taken for one of them.
+    let streams = matches!(&args.command, Command::Export { output, .. } if export::streams(output.as_deref()));
+    let code = match dispatch(args.command, &global, cancel).await {
         Ok(code) => code,
         Err(failure) => {
+            let code = exit::of_failure(failure.kind());
             print::failure(&failure);
-            exit::of_failure(failure.kind())
+            if global.json && !streams {
+                print::failure_document(&failure.message(), failure.remedy(), code);
+            }
+            code
         }
-    }
+    };
+    if code == exit::DONE && print::lost() { exit::FAILED } else { code }
 }
 
 async fn dispatch(command: Command, global: &Global, cancel: CancellationToken) -> Outcome {
     match command {
         #[cfg(feature = "demo")]
         Command::Demo { rows, seed, keep } => demo::run(rows, seed, keep, global, cancel).await,
-        Command::Init { path, print } => setup::init(&path, print),
+        Command::Init { path, print } => setup::init(&path, print, global),
         Command::Config(ConfigCommand::Check) => setup::check(global),
-        Command::Key(command) => setup::key(command),
+        Command::Key(command) => setup::key(command, global),
         Command::Completions { shell } => Ok(setup::completions(shell)),
-        Command::Man { folder } => setup::man(&folder),
+        Command::Man { folder } => setup::man(&folder, global),
         Command::Doctor { environment } => doctor::run(environment, global, &cancel).await,
         Command::Profile(command) => profile::run(command, global, cancel).await,
         Command::Env(EnvCommand::List) => env::list(global),
@@ -76,7 +83,7 @@ async fn dispatch(command: Command, global: &Global, cancel: CancellationToken) 
 
 /// The engine over the configuration that the global options name.
 fn engine(global: &Global) -> Result<Engine, Failure> {
-    Ok(Engine::new(Config::load(global.config.as_deref())?.config))
+    Ok(Engine::new(Config::load(global.config().as_deref())?.config))
 }
 
 /// The environment that is meant.

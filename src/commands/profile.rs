@@ -130,7 +130,7 @@ fn credential(add: &AddProfile) -> Result<Vec<(&'static str, Reference)>, Failur
 }
 
 fn add_to_file(add: AddProfile, global: &Global) -> Outcome {
-    let loaded = Config::load(global.config.as_deref())?;
+    let loaded = Config::load(global.config().as_deref())?;
     let credential = credential(&add)?;
     let AddProfile { name, kind, tenant, client_id, cloud, authority, graph, .. } = add;
     let profile = NewProfile { name, kind, tenant, client_id, credential, cloud, authority, graph };
@@ -299,9 +299,13 @@ fn show_check(check: &ProfileCheck) {
     let who = &check.signed_in_as;
     let names: Vec<&str> = who.name.iter().chain(&who.id).map(String::as_str).collect();
     facts.push(vec![who.kind.into(), names.join(" ")]);
+    facts.extend(who.store.iter().map(|store| vec!["sign-in kept in".to_string(), store.clone()]));
     for line in &check.environments {
         let user = line.user.as_ref().map(|user| format!(" as user {user}")).unwrap_or_default();
-        facts.push(vec![format!("environment {}", line.environment), format!("{}{user}", line.state)]);
+        let offer = line.companies.zip(line.data_entities);
+        let offer = offer.map(|(companies, entities)| format!(", {companies} companies, {entities} data entities"));
+        let found = format!("{}{user}{}", line.state, offer.unwrap_or_default());
+        facts.push(vec![format!("environment {}", line.environment), found]);
     }
     for line in &check.credentials {
         let ends = line.expires.strftime("%Y-%m-%d");

@@ -126,7 +126,7 @@ impl Desk<'_> {
         if self.global.json {
             print::json(&end);
         } else if !self.global.quiet {
-            ended(&end);
+            ended(&end, print::talk);
         }
         match end.failure {
             Some(failure) => {
@@ -290,27 +290,24 @@ pub(super) fn summary(plan: &PlanFile) -> Result<(), dynavault_engine::Failure> 
     Ok(())
 }
 
-/// What a person wants to know of a finished restore.
-pub(super) fn ended(end: &RestoreEnd) {
+/// What a person wants to know of a finished restore; talk where it was asked for, data where its report is.
+pub(super) fn ended(end: &RestoreEnd, say: fn(&str)) {
     let report = &end.report;
     let rows = &report.outcomes;
     for rejection in report.rejections.iter().take(SHOWN_MAX) {
-        print::talk(&format!(
-            "refused: {} {}: {} {}",
-            rejection.table, rejection.id, rejection.code, rejection.message
-        ));
+        say(&format!("refused: {} {}: {} {}", rejection.table, rejection.id, rejection.code, rejection.message));
     }
     for conflict in report.conflicts.iter().take(SHOWN_MAX) {
-        print::talk(&format!("skipped: {} {}: {}", conflict.table, conflict.id, conflict.message));
+        say(&format!("skipped: {} {}: {}", conflict.table, conflict.id, conflict.message));
     }
     let mut adjusted: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for row in &report.adjusted {
         *adjusted.entry((&row.table, &row.message)).or_default() += 1;
     }
     for ((table, message), rows) in adjusted {
-        print::talk(&format!("adjusted: {table}: {message} ({} rows)", print::count(rows)));
+        say(&format!("adjusted: {table}: {message} ({} rows)", print::count(rows)));
     }
-    print::talk(&format!(
+    say(&format!(
         "run {}: {} rows created, {} updated, {} deleted, {} unchanged, {} skipped, {} rejected",
         report.run,
         print::count(rows.created),
@@ -323,7 +320,7 @@ pub(super) fn ended(end: &RestoreEnd) {
     if let Some(proof) = &end.proof {
         let compared: u64 = proof.tables.values().map(|table| table.rows).sum();
         let explained: u64 = proof.tables.values().flat_map(|table| table.reasons.values()).sum();
-        print::talk(&format!(
+        say(&format!(
             "read back: {} rows, {} links, {} files; {} values differ for a known reason, {} without one",
             print::count(compared),
             print::count(proof.links),
@@ -333,6 +330,6 @@ pub(super) fn ended(end: &RestoreEnd) {
         ));
     }
     if matches!(report.status, RunStatus::Succeeded | RunStatus::Partial) {
-        print::talk(&format!("take it back with: dynavault restore undo {}", report.run));
+        say(&format!("take it back with: dynavault restore undo {}", report.run));
     }
 }

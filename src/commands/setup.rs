@@ -31,18 +31,27 @@ fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(|error| write_failed(path, &error))
 }
 
-pub(super) fn init(path: &Path, only_print: bool) -> Outcome {
+/// Says that a file was written: as data with `--json`, else as talk.
+pub(super) fn written(path: &Path, text: &str, global: &Global) {
+    if global.json {
+        print::json(&serde_json::json!({"path": path}));
+    } else if !global.quiet {
+        print::talk(text);
+    }
+}
+
+pub(super) fn init(path: &Path, only_print: bool, global: &Global) -> Outcome {
     if only_print {
         print::data(EXAMPLE.trim_end());
         return Ok(exit::DONE);
     }
     write_new(path, EXAMPLE, 0o600)?;
-    print::talk(&format!("wrote {}; edit it, then run `dynavault config check`", path.display()));
+    written(path, &format!("wrote {}; edit it, then run `dynavault config check`", path.display()), global);
     Ok(exit::DONE)
 }
 
 pub(super) fn check(global: &Global) -> Outcome {
-    let loaded = Config::load(global.config.as_deref())?;
+    let loaded = Config::load(global.config().as_deref())?;
     let config = &loaded.config;
     if global.json {
         print::json(&serde_json::json!({
@@ -63,7 +72,7 @@ pub(super) fn check(global: &Global) -> Outcome {
     Ok(exit::DONE)
 }
 
-pub(super) fn key(command: KeyCommand) -> Outcome {
+pub(super) fn key(command: KeyCommand, global: &Global) -> Outcome {
     let KeyCommand::Generate { path } = command;
     let (secret, recipient) = generate_key();
     write_new(&path, &format!("# public key: {recipient}\n{}\n", secret.expose_secret()), 0o600)?;
@@ -71,7 +80,11 @@ pub(super) fn key(command: KeyCommand) -> Outcome {
         "wrote the secret key to {}; keep it off the hosts that back up, and keep a copy: without it nothing can be read",
         path.display()
     ));
-    print::data(&recipient);
+    if global.json {
+        print::json(&serde_json::json!({"recipient": recipient, "path": path}));
+    } else {
+        print::data(&recipient);
+    }
     Ok(exit::DONE)
 }
 
@@ -82,10 +95,10 @@ pub(super) fn completions(shell: clap_complete::Shell) -> u8 {
     exit::DONE
 }
 
-pub(super) fn man(folder: &Path) -> Outcome {
+pub(super) fn man(folder: &Path, global: &Global) -> Outcome {
     std::fs::create_dir_all(folder)
         .and_then(|()| clap_mangen::generate_to(Args::command(), folder))
         .map_err(|error| write_failed(folder, &error))?;
-    print::talk(&format!("wrote the manual pages into {}", folder.display()));
+    written(folder, &format!("wrote the manual pages into {}", folder.display()), global);
     Ok(exit::DONE)
 }

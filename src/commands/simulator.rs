@@ -22,7 +22,8 @@ pub(super) fn write_config(folder: &Path, simulator: &Handle) -> std::io::Result
     std::fs::create_dir_all(folder)?;
     let folder = folder.canonicalize()?;
     let secret = folder.join("simulator-secret.txt");
-    std::fs::write(&secret, simulator.secret())?;
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::write(&secret, simulator.secret()).and_then(|()| std::fs::set_permissions(&secret, private))?;
     let path = folder.join("dynavault.toml");
     // Paths are written as TOML strings: a folder may have quotes or backslashes in its name.
     let quoted = |path: &Path| toml_string(&path.display().to_string());
@@ -32,7 +33,7 @@ pub(super) fn write_config(folder: &Path, simulator: &Handle) -> std::io::Result
          credential = {{ kind = \"client-secret\", secret = {{ file = {secret} }} }}\nauthority = \"{authority}\"\ngraph = \"{graph}\"\n\n\
          [[environment]]\nname = \"simulated\"\nkind = \"ce\"\nurl = \"{url}\"\nprofiles = [\"simulator\"]\n",
         url = simulator.url(),
-        vault = toml_string(&format!("file://{}", folder.join("vault").display())),
+        vault = toml_string(&format!("file://{}", url_path(&folder.join("vault")))),
         catalog = quoted(&folder.join("catalog.db")),
         tenant = simulator.tenant(),
         client = simulator.client_id(),
@@ -42,6 +43,15 @@ pub(super) fn write_config(folder: &Path, simulator: &Handle) -> std::io::Result
     );
     std::fs::write(&path, text)?;
     Ok(path)
+}
+
+/// A path as part of a URL: what would end the path or be taken for an escape is escaped.
+fn url_path(path: &Path) -> String {
+    let mut text = path.display().to_string();
+    for (plain, escaped) in [('%', "%25"), ('?', "%3F"), ('#', "%23"), ('\\', "%5C")] {
+        text = text.replace(plain, escaped);
+    }
+    text
 }
 
 fn toml_string(text: &str) -> String {

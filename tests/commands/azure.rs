@@ -58,7 +58,7 @@ fn hmac(key: &[u8], text: &[u8]) -> Vec<u8> {
 }
 
 /// An account SAS with the given rights ("Create an account SAS", Azure Storage REST documentation).
-fn sas(rights: &str, expiry: &str) -> String {
+pub(crate) fn sas(rights: &str, expiry: &str) -> String {
     let version = "2021-12-02";
     let text = format!("{ACCOUNT}\n{rights}\nb\nsco\n\n{expiry}\n\n\n{version}\n\n");
     let signature = to_base64(&hmac(&from_base64(KEY), text.as_bytes()));
@@ -67,15 +67,15 @@ fn sas(rights: &str, expiry: &str) -> String {
 }
 
 /// The emulator, a container of this test's own, and a site.
-struct Cloud {
+pub(crate) struct Cloud {
     endpoint: String,
     container: String,
-    site: Site,
+    pub(crate) site: Site,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Cloud {
-    fn open(purpose: &str) -> Option<Self> {
+    pub(crate) fn open(purpose: &str) -> Option<Self> {
         let Ok(endpoint) = std::env::var("DYNAVAULT_AZURITE") else {
             crate::site::skipped("DYNAVAULT_AZURITE is not set");
             return None;
@@ -104,7 +104,7 @@ impl Cloud {
     }
 
     /// Names of all objects of the container.
-    fn objects(&self) -> BTreeSet<String> {
+    pub(crate) fn objects(&self) -> BTreeSet<String> {
         let (status, text) = self.ask(Method::GET, "restype=container&comp=list");
         assert_eq!(status, 200, "{text}");
         assert!(text.contains("<NextMarker/>") || text.contains("<NextMarker></NextMarker>"), "one page is enough");
@@ -112,7 +112,7 @@ impl Cloud {
     }
 
     /// Writes a configuration with this credential; `more` are further lines of `[vault]`.
-    fn configure(&self, name: &str, auth: &str, more: &str) {
+    pub(crate) fn configure(&self, name: &str, auth: &str, more: &str) {
         let mut settings = self.site.settings();
         settings.vault = format!(
             "url = \"azblob://{ACCOUNT}/{}/vaults/one\"\nendpoint = \"{}\"\nauth = {auth}\n{more}",
@@ -123,12 +123,12 @@ impl Cloud {
     }
 
     /// A SAS in a file, and the credential that names the file.
-    fn sas(&self, file: &str, sas: &str) -> String {
+    pub(crate) fn sas(&self, file: &str, sas: &str) -> String {
         fs::write(self.site.path(file), sas).unwrap();
         format!("{{ kind = \"sas\", token = {{ file = {:?} }} }}", self.site.path(file).display().to_string())
     }
 
-    fn run(&self, config: &str, arguments: &[&str]) -> Done {
+    pub(crate) fn run(&self, config: &str, arguments: &[&str]) -> Done {
         let mut line = vec!["--config", config];
         line.extend_from_slice(arguments);
         self.site.run(&line)
@@ -254,4 +254,35 @@ fn a_host_that_may_only_write_captures_increments_that_the_key_holder_reads() {
     }
     let done = cloud.run("restore.toml", &["-q", "export", "--table", "annotation"]).code(0);
     assert_eq!(sorted(done.text()), cloud.site.oracle("annotation"));
+}
+
+#[test]
+fn a_restore_reads_from_azure_keeps_its_record_there_and_is_taken_back_from_it() {
+    let Some(cloud) = Cloud::open("restore") else { return };
+    let recipient = cloud.site.run(&["key", "generate", "restore.key"]).code(0).text().trim().to_owned();
+    let recipients = format!("recipients = [\"{recipient}\"]\n");
+    cloud.configure("capture.toml", &cloud.sas("narrow.txt", &sas("wc", "2999-01-01T00:00:00Z")), &recipients);
+    cloud.run("capture.toml", &["backup", "-q"]).code(0);
+    let keys = format!("{recipients}identity_file = {:?}\n", cloud.site.path("restore.key"));
+    cloud.configure("restore.toml", &cloud.sas("sas.txt", &sas("rwlc", "2999-01-01T00:00:00Z")), &keys);
+    let text = fs::read_to_string(cloud.site.path("restore.toml")).unwrap().replace("catalog.db", "restore.db");
+    fs::write(cloud.site.path("restore.toml"), text).unwrap();
+
+    cloud.site.simulator.wipe();
+    let wiped = cloud.site.simulator.row_counts();
+    let done = cloud.run("restore.toml", &["--json", "restore", "-o", "plan.jsonl", "--apply"]).code(0).json();
+    assert_eq!((&done["status"], &done["proof"]["unexplained"]), (&Value::from("succeeded"), &Value::from(0)));
+    assert!(done["proof"]["content"].as_u64().unwrap() > 0, "files came out of the container too");
+    assert!(cloud.site.simulator.row_counts()["account"] > wiped["account"]);
+    let run = done["run"].as_str().unwrap();
+    for file in ["plan", "outcomes"] {
+        let name = format!("vaults/one/environments/simulated/restores/{run}/{file}.jsonl.zst.age");
+        assert!(cloud.objects().contains(&name), "{name}");
+    }
+    // Another host, which has never heard of that restore, takes it back.
+    let text = fs::read_to_string(cloud.site.path("restore.toml")).unwrap().replace("restore.db", "third.db");
+    fs::write(cloud.site.path("third.toml"), text).unwrap();
+    let undone = ["--json", "restore", "undo", run, "-o", "undo.jsonl", "--apply", "--confirm-deletes"];
+    cloud.run("third.toml", &undone).code(0);
+    assert_eq!(cloud.site.simulator.row_counts(), wiped);
 }

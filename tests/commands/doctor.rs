@@ -5,6 +5,7 @@ use std::fs;
 use dynavault_simulator::{Api, Permission};
 use serde_json::Value;
 
+use crate::azure::{Cloud, sas};
 use crate::profile_site::People;
 
 fn line<'a>(report: &'a Value, check: &str, subject: &str) -> &'a Value {
@@ -99,4 +100,53 @@ fn a_configuration_that_cannot_be_used_is_the_only_line() {
         "{report:#}"
     );
     people.run(&["doctor", "nowhere"]).code(2);
+}
+
+#[test]
+fn rights_on_azure_storage_are_tried_and_more_than_needed_is_said() {
+    const EXPIRY: &str = "2999-01-01T00:00:00Z";
+    let Some(cloud) = Cloud::open("doctor") else { return };
+    let recipient = cloud.site.run(&["key", "generate", "restore.key"]).code(0).text().trim().to_owned();
+    let recipients = format!("recipients = [\"{recipient}\"]\n");
+    let key = format!("identity_file = {:?}\n", cloud.site.path("restore.key"));
+    let graph = cloud.site.simulator.entra().graph_url();
+    let doctor = |rights: &str, more: &str, code: i32| {
+        cloud.configure("doctor.toml", &cloud.sas("doctor.txt", &sas(rights, EXPIRY)), more);
+        let config = cloud.site.path("doctor.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        fs::write(&config, text.replace("\nauthority = ", &format!("\ngraph = \"{graph}\"\nauthority = "))).unwrap();
+        let report = cloud.run("doctor.toml", &["--json", "doctor"]).code(code).json();
+        let statuses: Vec<String> = ["write", "create-only", "list", "read", "delete"]
+            .iter()
+            .filter_map(|right| {
+                let check = format!("storage {right}");
+                let lines = report["checks"].as_array().unwrap();
+                let line = lines.iter().find(|line| line["check"] == *check)?;
+                assert!(line["status"] == "ok" || line["remedy"].is_string(), "{line}");
+                Some(line["status"].as_str().unwrap().to_owned())
+            })
+            .collect();
+        (statuses.join(" "), report)
+    };
+    // A host that only captures: create and write are enough, and recommended.
+    let (statuses, report) = doctor("wc", &recipients, 0);
+    assert_eq!(statuses, "ok ok ok ok ok", "{report:#}");
+    assert!(line(&report, "storage read", "")["found"].as_str().unwrap().contains("as recommended"), "{report:#}");
+    let probes = |cloud: &Cloud| cloud.objects().iter().filter(|name| name.contains("/doctor/")).count();
+    assert_eq!(probes(&cloud), 1, "what may not be deleted stays, and is named");
+    // The same host with every right.
+    let (statuses, report) = doctor("rwdlc", &recipients, 0);
+    assert_eq!(statuses, "ok ok warning warning warning", "{report:#}");
+    let found = line(&report, "storage list", "");
+    assert!(found["found"].as_str().unwrap().contains("more than capture needs"), "{found}");
+    assert_eq!(probes(&cloud), 1, "this one was removed again");
+    // A host that reads backups needs to list and read; deleting is for pruning alone.
+    let (statuses, report) = doctor("rwdlc", &format!("{recipients}{key}"), 0);
+    assert_eq!(statuses, "ok ok ok ok warning", "{report:#}");
+    let (statuses, report) = doctor("wc", "", 0);
+    assert_eq!(statuses, "ok ok warning warning ok", "{report:#}");
+    // Nothing may be written: the one right that is needed is named.
+    let (statuses, report) = doctor("rl", &recipients, 6);
+    assert_eq!(statuses, "failed", "{report:#}");
+    assert!(line(&report, "storage write", "")["remedy"].as_str().unwrap().contains("create"), "{report:#}");
 }

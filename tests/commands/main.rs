@@ -17,6 +17,8 @@ mod export;
 mod failures;
 mod golden;
 mod help;
+mod keyring;
+mod operator;
 mod profile;
 mod profile_check;
 mod profile_login;

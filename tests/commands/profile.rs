@@ -206,6 +206,11 @@ fn a_sign_in_service_in_trouble_is_asked_again_and_then_named() {
     entra.fail_next(AnswerFault::HtmlSuccess, 5);
     check().code(6).one_error();
     check().code(0);
+    // The same for every command that needs the environment: what is missing is the sign-in.
+    entra.fail_next(AnswerFault::Unavailable, 5);
+    people.run(&["backup", "env-app"]).code(6).says(&["after 5 tries"]);
+    entra.fail_next(AnswerFault::ServerError, 5);
+    people.run(&["env", "whoami", "env-app"]).code(6).one_error().says(&["after 5 tries"]);
     // Minutes apart: an assertion is then made by the service's time.
     let certificate = entra.make_certificate(300 * DAY);
     assert!(entra.register_certificate(&people.client(), &certificate.pem));
@@ -213,7 +218,76 @@ fn a_sign_in_service_in_trouble_is_asked_again_and_then_named() {
     let credential = format!("{{ kind = \"client-certificate\", certificate = {{ file = {pem} }} }}");
     people.configure(&[people.profile("app", "ce", &credential)]);
     entra.skew_clock(SignedDuration::from_mins(20));
-    check().code(0);
+    check().code(0).says(&["the clock of this host differs"]);
+}
+
+#[test]
+fn a_certificate_in_a_pfx_file_signs_in() {
+    let people = People::new();
+    let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/crates/identity/tests/keys");
+    let pem = fs::read_to_string(format!("{keys}/client.pem")).unwrap();
+    assert!(people.entra().register_certificate(&people.client(), &pem));
+    let password = path(&people, "pfx.password", "opensesame\n");
+    for name in ["modern.pfx", "old.pfx"] {
+        let pfx = quoted(&format!("{keys}/{name}"));
+        let credential = format!(
+            "{{ kind = \"client-certificate\", certificate = {{ file = {pfx} }}, password = {{ file = {password} }} }}"
+        );
+        people.configure(&[people.profile("app", "ce", &credential)]);
+        let check = people.check("app", 0);
+        assert_eq!(check["credentials"][0]["kind"], "client-certificate", "{name}: {check:#}");
+        people.run(&["-q", "env", "whoami", "env-app"]).code(0);
+    }
+    people.entra().forget_requests();
+    fs::write(people.site.path("pfx.password"), "guessed").unwrap();
+    people.run(&["profile", "check", "app"]).code(2).one_error().says(&["password does not open the certificate"]);
+    // A key of another certificate is told before anything is sent.
+    let other = fs::read_to_string(format!("{keys}/other-key.pem")).unwrap();
+    let certificate = pem.split_inclusive("-----END CERTIFICATE-----\n").next().unwrap();
+    let mixed = path(&people, "mixed.pem", &format!("{certificate}{other}"));
+    let credential = format!("{{ kind = \"client-certificate\", certificate = {{ file = {mixed} }} }}");
+    people.configure(&[people.profile("app", "ce", &credential)]);
+    people.run(&["profile", "check", "app"]).code(2).one_error().says(&["key does not match the certificate"]);
+    assert!(people.entra().requests().is_empty());
+}
+
+#[test]
+fn a_federated_token_that_nothing_matches_is_shown_by_its_names() {
+    let people = People::new();
+    let (issuer, subject) = ("https://issuer.example", "system:serviceaccount:a:b");
+    let audience = "api://AzureADTokenExchange";
+    let token = people.entra().federated_token(issuer, subject, audience, DAY);
+    let file = path(&people, "federated.jwt", &token);
+    let credential = format!("{{ kind = \"workload-identity\", token_file = {file} }}");
+    people.configure(&[people.profile("app", "ce", &credential)]);
+    let check = people.run(&["profile", "check", "app"]).code(6).one_error();
+    check.says(&["AADSTS70021", issuer, subject, audience, "ten minutes"]);
+    // It was set up a moment ago, and the service comes to know it.
+    assert!(people.entra().trust_federated(&people.client(), issuer, subject, audience));
+    people.entra().refuse_next(70_021, 2);
+    people.check("app", 0);
+}
+
+#[test]
+fn a_tenant_is_named_by_its_domain_as_well() {
+    let people = People::new();
+    let by = |tenant: &str| {
+        people.profile("app", "ce", &people.secret_credential()).replace(&people.site.simulator.tenant(), tenant)
+    };
+    people.configure(&[by("simulated.example")]);
+    assert_eq!(people.check("app", 0)["tenant"]["id"], *people.site.simulator.tenant());
+    people.run(&["-q", "backup", "env-app"]).code(0);
+    let token = |tenant: &str| {
+        people.entra().requests().iter().any(|request| request.endpoint == "token" && request.tenant == tenant)
+    };
+    assert!(
+        token(&people.site.simulator.tenant()) && !token("simulated.example"),
+        "after the first look the GUID is used"
+    );
+    people.configure(&[by("nowhere.example")]);
+    people.run(&["profile", "check", "app"]).code(6).one_error().says(&["AADSTS90002", "cloud of the profile"]);
+    people.configure(&[by("nowhere")]);
+    people.run(&["profile", "check", "app"]).code(6).one_error().says(&["AADSTS900023", "verified domains"]);
 }
 
 #[test]
@@ -296,4 +370,7 @@ fn three_hours_of_five_minute_tokens_reach_nobody() {
         simulator.pass_time(STEP);
         steps += 1;
     }
+    let renewals = entra.requests().iter().filter(|entry| entry.grant_type.as_deref() == Some("refresh_token")).count();
+    assert!(renewals as u32 >= STEPS, "{renewals} renewals in {STEPS} lives of a token");
+    assert!(simulator.stats().by_status.contains_key(&401), "some requests met a token that had just expired");
 }

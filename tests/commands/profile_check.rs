@@ -139,8 +139,56 @@ fn tokens_that_cannot_be_read_leave_the_directory_to_ask() {
     // Neither the token nor the directory nor a request tells about this one.
     entra.withdraw(&client, Permission::application(Api::Graph, "Directory.Read.All"));
     assert_eq!(People::state(&people.check("app-uo", 6), "Connector.FullAccess"), ("unknown", ""));
+    // Longer than any token: nothing of it is kept.
     entra.distort(&[TokenQuirk::Huge]);
-    people.run(&["profile", "check", "app"]);
+    people.run(&["profile", "check", "app"]).code(6).one_error().says(&["after 5 tries", "the answer is not a token"]);
+}
+
+#[test]
+fn an_environment_of_unified_operations_is_asked_for_its_companies() {
+    let people = People::new();
+    let (entra, client) = (people.entra(), people.client());
+    people.login("me-uo").code(0);
+    for profile in ["app-uo", "me-uo"] {
+        let line = people.check(profile, 0)["environments"][0].clone();
+        assert_eq!(
+            (&line["state"], &line["companies"], &line["data_entities"]),
+            (&"ok".into(), &3.into(), &6.into()),
+            "{line}"
+        );
+    }
+    // An older version has another list of them.
+    entra.hide_in_erp("LegalEntities");
+    assert_eq!(people.check("app-uo", 0)["environments"][0]["companies"], 3);
+    // A company that is to be protected, and that the user does not see.
+    let config = people.site.path("dynavault.toml");
+    let before = std::fs::read_to_string(&config).unwrap();
+    let uo = "name = \"env-app-uo\"\n";
+    std::fs::write(&config, before.replace(uo, &format!("{uo}companies = [\"USMF\", \"frrt\"]\n"))).unwrap();
+    let warnings = people.check("app-uo", 0)["warnings"].to_string();
+    assert!(warnings.contains("does not see 1 of 2 configured companies: frrt"), "{warnings}");
+    std::fs::write(&config, before).unwrap();
+    // A valid token is not enough: the app has to be known there.
+    entra.let_into_erp(&client, false);
+    let check = people.check("app-uo", 6);
+    assert_eq!(People::missing(&check), []);
+    let line = &check["environments"][0];
+    assert_eq!(line["state"], "failed");
+    assert!(line["remedy"].as_str().unwrap().contains("Microsoft Entra applications"), "{line}");
+    people.check("me-uo", 0);
+    let report = people.run(&["--json", "doctor", "env-app-uo"]).code(6).json();
+    let failed = report["checks"].as_array().unwrap().iter().find(|line| line["status"] == "failed").unwrap();
+    assert_eq!(failed["check"], "environment", "{report:#}");
+    entra.let_into_erp(&client, true);
+    let report = people.run(&["--json", "doctor", "env-app-uo"]).code(0).json();
+    assert!(report.to_string().contains("3 companies, 5 data entities"), "{report:#}");
+    // Another service at the address: known as not probed, and no verdict on the profile.
+    let other = format!("{}/entra/nowhere", people.site.simulator.url());
+    entra.add_erp(&other);
+    let text = std::fs::read_to_string(&config).unwrap().replace(&entra.erp_url(), &other);
+    std::fs::write(&config, text).unwrap();
+    let check = people.check("app-uo", 0);
+    assert_eq!(check["environments"][0]["state"], "not-probed", "{check:#}");
 }
 
 #[test]

@@ -159,7 +159,7 @@ fn a_damaged_or_open_store_is_named_and_not_taken_for_signed_out() {
     people.run(&["env", "whoami", "env-me"]).code(6).one_error().says(&["does not pass its check"]);
     fs::write(&sealed, before).unwrap();
     fs::set_permissions(&sealed, fs::Permissions::from_mode(0o644)).unwrap();
-    people.run(&["env", "whoami", "env-me"]).code(1).one_error().says(&["0644", "chmod 0600"]);
+    people.run(&["env", "whoami", "env-me"]).code(6).one_error().says(&["0644", "chmod 0600"]);
     fs::set_permissions(&sealed, fs::Permissions::from_mode(0o600)).unwrap();
     people.run(&["-q", "env", "whoami", "env-me"]).code(0);
 }

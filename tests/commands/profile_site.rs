@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use dynavault_simulator::{Config, Entra};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use reqwest::Client;
 use reqwest::redirect::Policy;
 use serde_json::Value;
@@ -57,6 +59,14 @@ impl Waiting {
             // A word at the end may be half a word.
             found.filter(|_| said.ends_with('\n'))
         })
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }
 
     pub(crate) fn end(mut self) -> Done {

@@ -3,15 +3,18 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 
 use dynavault_simulator::{Config, FaultKind, Faults, TableFault};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::profile_site::{People, SEAL, browse};
-use crate::site::{Done, Site, files};
+use crate::site::{Done, Running, Site, files};
 
 /// Bearer tokens look like this, at the simulator as in reality: base64 of a JWT header.
-const TOKEN_START: &str = "eyJ0eXAi";
+pub(crate) const TOKEN_START: &str = "eyJ0eXAi";
 
 /// Assertions that an app signs begin so: base64 of their header.
 const ASSERTION_START: &str = "eyJhbGciOiJQUzI1NiI";
@@ -20,7 +23,7 @@ const OPAQUE_START: &str = "1.";
 const OPAQUE_CHARS: usize = 80;
 
 /// Whether a text holds a code or refresh token.
-fn has_opaque(text: &str) -> bool {
+pub(crate) fn has_opaque(text: &str) -> bool {
     let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     text.match_indices(OPAQUE_START).any(|(at, _)| {
         text.as_bytes()[at + OPAQUE_START.len()..].iter().take_while(|byte| is_base64(byte)).count() >= OPAQUE_CHARS
@@ -266,4 +269,77 @@ fn no_way_of_signing_in_leaves_a_trace_of_its_secrets() {
     for (name, bytes) in kept {
         look(&name, &bytes);
     }
+}
+
+/// The program behind a shell that first runs `before`; its process is the shell's own.
+fn behind(people: &People, before: &str, arguments: &[&str]) -> Command {
+    let program = people.site.command(arguments);
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("{before}; exec \"$0\" \"$@\"")).arg(program.get_program()).args(program.get_args());
+    command.current_dir(people.site.folder.path());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
+}
+
+/// What must not be in anything that a crash leaves.
+fn of_a_crash(people: &People, what: &str, bytes: &[u8]) {
+    let secrets = [people.site.simulator.secret(), SEAL.to_owned(), TOKEN_START.to_owned(), ASSERTION_START.to_owned()];
+    is_clean(what, bytes, &secrets, &BTreeSet::new());
+    assert!(!has_opaque(&String::from_utf8_lossy(bytes)), "{what} holds a code or a refresh token");
+}
+
+#[test]
+fn a_crash_leaves_no_memory_behind() {
+    let people = People::new();
+    people.login("me").code(0);
+    // Waiting for a person, with the stored sign-in of the one before in memory.
+    let login = ["-vvv", "profile", "reauthorize", "me", "--no-browser"];
+    // Each of them would write a core file; a runtime of Rust keeps SIGSEGV to itself when nothing was touched.
+    for signal in [Signal::SIGABRT, Signal::SIGILL, Signal::SIGQUIT] {
+        let mut waiting = people.start(behind(&people, "ulimit -c unlimited || ulimit -c $(ulimit -H -c)", &login));
+        waiting.word("http://");
+        let limits = fs::read_to_string(format!("/proc/{}/limits", waiting.id())).unwrap();
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+        waiting.signal(signal);
+        let done = waiting.end();
+        assert_eq!(done.status.signal(), Some(signal as i32), "{done:?}");
+        assert!(!done.status.core_dumped(), "memory was written");
+        of_a_crash(&people, &format!("the talk before {signal}"), done.err.as_bytes());
+    }
+    for (name, bytes) in files(people.site.folder.path()) {
+        assert!(!name.starts_with("core"), "{name}");
+        if !["secret.txt", "seal.key"].contains(&name.as_str()) {
+            of_a_crash(&people, &name, &bytes);
+        }
+    }
+}
+
+#[test]
+fn a_program_without_memory_says_nothing_secret_when_it_breaks_down() {
+    let people = People::new();
+    people.login("me").code(0);
+    let mut broken = BTreeSet::new();
+    // From too little to start to nearly enough: it breaks down at many places, with ever more secrets at hand.
+    for megabytes in (40..=640).step_by(40) {
+        let limit = format!("ulimit -v {}; export RUST_BACKTRACE=1", megabytes * 1024);
+        for environment in ["env-app", "env-me"] {
+            let done = Running::start(behind(&people, &limit, &["-vvv", "backup", environment, "--full"])).end();
+            let what = format!("{environment} with {megabytes} MB");
+            of_a_crash(&people, &format!("the talk of {what}"), done.err.as_bytes());
+            of_a_crash(&people, &format!("the data of {what}"), &done.out);
+            if done.status.signal().is_some() || done.err.contains("panicked") || done.err.contains("memory allocation")
+            {
+                // Its log tells whether it had come as far as a token.
+                broken.insert(done.err.contains("DEBUG") || done.err.contains("TRACE"));
+            }
+        }
+    }
+    assert!(!broken.is_empty(), "nothing broke down");
+    assert!(broken.contains(&true), "nothing broke down after it had begun to work");
 }

@@ -415,15 +415,23 @@ fn a_note_cut_where_base64_does_not_show_it_is_read_again_or_named() {
 }
 
 #[test]
-fn a_token_revoked_twice_in_a_row_is_renewed_twice() {
+fn a_token_revoked_now_and_then_is_renewed_each_time_and_a_fresh_one_that_is_refused_ends_the_run() {
     let world = world(312);
     let site = world.simple_site();
-    let at = [2, 3, 40, 41, 90, 91].map(|number| (number, FaultKind::TokenRevoked)).to_vec();
-    world.simulator.set_faults(Faults { at: at.clone(), ..Faults::default() });
+    let revoked = |at: &[u64]| at.iter().map(|number| (*number, FaultKind::TokenRevoked)).collect();
+    world.simulator.set_faults(Faults { at: revoked(&[2, 40, 90]), ..Faults::default() });
     world.simulator.reset_stats();
     let report = site.run(&["backup"]).expect_code(0).report();
-    assert_eq!(world.simulator.stats().faults.len(), at.len());
+    assert_eq!(world.simulator.stats().faults.len(), 3);
     site.prove(&report, &world.now());
+
+    // Dataverse T01: once, and then the run says that the sign-in is not accepted.
+    world.simulator.set_faults(Faults { at: revoked(&[1, 2]), ..Faults::default() });
+    world.simulator.reset_stats();
+    let ended = site.run(&["backup"]).expect_code(6);
+    // A token and a try, twice.
+    assert_eq!(world.simulator.stats().requests, 4, "{}", ended.stderr);
+    assert!(ended.stderr.contains("does not accept the sign-in"), "{}", ended.stderr);
 }
 
 #[test]
@@ -435,8 +443,7 @@ fn a_sign_in_service_that_is_briefly_down_is_waited_for() {
     site.prove(&report, &world.now());
 }
 
-/// Revoked tokens, further apart than requests under way: three times within one request is taken for a user that may not
-/// sign in.
+/// Revoked tokens, further apart than requests under way: twice within one request is taken for a user that may not sign in.
 fn revocations(salt: u64) -> Vec<(u64, FaultKind)> {
     (0..8).map(|number| (2 + salt + number * 25, FaultKind::TokenRevoked)).collect()
 }

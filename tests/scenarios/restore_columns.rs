@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::harness::{Site, World};
 use crate::restore_whole::expect_reasons;
-use crate::restored::{Applied, Differing, Plan, STAMPS, State, reasons, shown};
+use crate::restored::{Applied, Differing, Plan, State, besides_stamps, is_file_id, reasons, shown};
 
 /// A row and one of its columns.
 type Cell = (String, String);
@@ -71,11 +71,6 @@ fn delete_an_account(world: &World, before: &State) -> String {
     };
     // Others keep some accounts from being deleted.
     (*accounts.iter().find(gone).expect("an account that goes with others")).clone()
-}
-
-/// What is not the same, apart from what the service writes at every write; and the tables it is in.
-fn besides_stamps(found: Vec<Differing>) -> Vec<Differing> {
-    found.into_iter().filter(|one| one.member.as_deref().is_none_or(|member| !STAMPS.contains(&member))).collect()
 }
 
 #[test]
@@ -287,22 +282,16 @@ fn blanked_columns_are_filled_and_what_people_did_since_stays() {
     });
 }
 
-/// Takes a restore back and expects the environment as it was before it.
+/// Takes a restore back and expects the environment as it was before it, but for what the undo itself names.
 fn expect_undone(world: &World, site: &Site, applied: &Applied, was: &State) {
-    let (_, undone) = site.undo(applied);
+    let (plan, undone) = site.undo(applied);
     undone.expect_clean();
     let now = State::of(&world.simulator);
     let left = besides_stamps(now.by_meaning().since(&was.by_meaning()));
     // A file that is put back is a new file with the old bytes.
     let left: Vec<Differing> = left.into_iter().filter(|one| !is_file_id(one)).collect();
-    assert!(left.is_empty(), "after the undo:\n{}", shown(&left));
+    expect_reasons(&reasons(&left, &plan, &undone));
     assert_eq!(now.files, was.files, "files after the undo");
-}
-
-fn is_file_id(one: &Differing) -> bool {
-    let member = one.member.as_deref().unwrap_or_default();
-    let image = ["entityimage", "new_picture"].iter().any(|image| member.starts_with(image));
-    image || ["new_contract", "new_cv", "new_document", "attachmentid"].contains(&member)
 }
 
 #[test]
@@ -325,30 +314,71 @@ fn restored_rows_are_taken_back() {
     expect_undone(&world, &site, &applied, &damaged);
 }
 
+/// Reasons without what is given once, when a row is made, or follows from another row, and cannot be put back afterwards.
+fn besides_once(mut found: BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, BTreeSet<String>> {
+    let once = |column: &str| {
+        column.ends_with(" importsequencenumber") || column.ends_with("_addressid") || column == "connection name"
+    };
+    if let Some(columns) = found.get_mut("read-only") {
+        columns.retain(|column| !once(column));
+    }
+    // What may have been hidden from the backup stays as it is.
+    let hidden = found.remove("secured").unwrap_or_default();
+    assert!(hidden.iter().all(|column| column == "account new_taxid"), "{hidden:?}");
+    // Addresses come and go with their account, and one half of a connection with the other.
+    for (code, tables) in
+        [("with-parent", &["customeraddress"][..]), ("not-deleted", &["customeraddress", "connection"])]
+    {
+        let rows = found.remove(code).unwrap_or_default();
+        assert!(rows.iter().all(|row| tables.contains(&row.trim_end())), "{code}: {rows:?}");
+    }
+    found
+}
+
+/// Environments in which people edited, added and deleted everywhere since the backup.
+const EDITED: [u64; 8] = [340, 341, 345, 346, 359, 363, 364, 370];
+
 #[test]
-#[ignore = "known limit: close activities that were deleted alone do not come back, and those that were added stay"]
-fn a_mirror_is_the_snapshot_again_after_any_edits_and_can_be_taken_back() {
+fn a_mirror_is_the_snapshot_again_after_any_edits() {
+    for seed in EDITED {
+        let world = World::of_rows(seed, ROWS);
+        let site = world.simple_site();
+        let captured = State::of(&world.simulator);
+        site.backup();
+        let edits = world.simulator.edit(seed, 400);
+        let plan = site.plan("mirror", &["restore", "--conflict", "overwrite", "--mirror"]);
+        assert!(
+            plan.count("delete") > 0 && plan.count("update") > 0 && plan.count("create") > 0,
+            "{:#}",
+            plan.summary["counts"]
+        );
+        let requests = world.simulator.stats().requests;
+        let refused = site.try_apply(&plan, false).expect_code(2);
+        assert!(refused.stderr.contains("--confirm-deletes"), "{}", refused.stderr);
+        assert_eq!(world.simulator.stats().requests, requests, "nothing was asked of the service");
+        let applied = site.apply(&plan);
+        applied.expect_clean();
+        let after = State::of(&world.simulator);
+        let mut found = after.by_meaning().since(&captured.by_meaning());
+        // A row that somebody deleted and made again is there: it keeps the time at which it was made, and a connection its other
+        // half.
+        let again = |one: &Differing| edits.recreated.iter().any(|id| one.key.contains(id.as_str()));
+        found.retain(|one| {
+            !again(one) || (one.member.as_deref() != Some("createdon") && !one.key.starts_with("half of "))
+        });
+        expect_reasons(&besides_once(reasons(&found, &plan, &applied)));
+        after.expect_files_of(&captured, &plan);
+    }
+}
+
+#[test]
+fn a_mirror_can_be_taken_back() {
     let world = World::of_rows(341, ROWS);
     let site = world.simple_site();
-    let captured = State::of(&world.simulator);
     site.backup();
     world.simulator.edit(341, 400);
     let edited = State::of(&world.simulator);
-    let plan = site.plan("mirror", &["restore", "--conflict", "overwrite", "--mirror"]);
-    assert!(
-        plan.count("delete") > 0 && plan.count("update") > 0 && plan.count("create") > 0,
-        "{:#}",
-        plan.summary["counts"]
-    );
-    let requests = world.simulator.stats().requests;
-    let refused = site.try_apply(&plan, false).expect_code(2);
-    assert!(refused.stderr.contains("--confirm-deletes"), "{}", refused.stderr);
-    assert_eq!(world.simulator.stats().requests, requests, "nothing was asked of the service");
-    let applied = site.apply(&plan);
+    let applied = site.apply(&site.plan("mirror", &["restore", "--conflict", "overwrite", "--mirror"]));
     applied.expect_clean();
-    let after = State::of(&world.simulator);
-    let found = after.by_meaning().since(&captured.by_meaning());
-    expect_reasons(&reasons(&found, &plan, &applied));
-    after.expect_files_of(&captured, &plan);
     expect_undone(&world, &site, &applied, &edited);
 }

@@ -353,6 +353,43 @@ fn seven_bad_rows_of_a_thousand_are_named_and_their_neighbours_are_written() {
     assert!(messages <= most, "{messages} messages");
 }
 
+#[test]
+fn a_row_that_a_person_changed_after_the_plan_is_reported_and_left_alone_whatever_they_changed() {
+    let world = World::of_rows(712, 600);
+    let site = world.simple_site();
+    site.backup();
+    let rows = || -> BTreeMap<String, String> {
+        world.simulator.rows("account").into_iter().map(|row| (row.keys[0].clone(), row.json)).collect()
+    };
+    let emptied = |row: &str| row.contains("\"telephone1\":null");
+    let full = rows();
+    world.simulator.blank("account", &["telephone1"], 0.9, 712);
+    let blank: Vec<String> =
+        rows().into_iter().filter(|(id, row)| emptied(row) && !emptied(&full[id])).map(|(id, _)| id).collect();
+    assert!(blank.len() > 20, "{} rows", blank.len());
+    let summary = plan(&site, &["--table", "account"]);
+    assert_eq!(number(&summary["counts"]["update"]), blank.len() as u64);
+    // Every other edit is of the column that the plan writes.
+    let edited: Vec<&String> = blank.iter().take(8).collect();
+    for (nth, id) in edited.iter().enumerate() {
+        let column = ["telephone1", "fax"][nth % 2];
+        world.simulator.edit_row("account", id, column, &format!("\"by hand {nth}\"")).expect("a person may edit");
+    }
+    let before = rows();
+    let result: Value = apply(&site).expect_code(3).json();
+    let conflicts: BTreeMap<&str, &Value> =
+        list(&result, "conflicts").iter().map(|conflict| (text(conflict, "id"), conflict)).collect();
+    assert!(conflicts.keys().copied().eq(edited.iter().map(|id| id.as_str())), "{conflicts:?} are not {edited:?}");
+    assert_eq!(number(&result["outcomes"]["skipped"]), 8);
+    assert_eq!(number(&result["outcomes"]["updated"]), blank.len() as u64 - 8);
+    let after = rows();
+    for (id, row) in &after {
+        let by_hand = edited.contains(&id);
+        assert_eq!(*row == before[id], by_hand || !blank.contains(id), "{id}");
+        assert!(by_hand || !emptied(row) || !blank.contains(id), "{id} was not filled");
+    }
+}
+
 /// A page that needs nothing but itself.
 fn expect_self_contained(page: &str) {
     assert!(page.starts_with("<!DOCTYPE html>") || page.starts_with("<!doctype html>"), "{}", &page[..60]);

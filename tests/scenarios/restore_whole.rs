@@ -46,7 +46,7 @@ const WHOLE: [(&str, &[&str]); 12] = [
         ],
     ),
     ("choice-gone", &[]),
-    ("default-set", &["_transactioncurrencyid_value", "actualclosedate", "actualvalue"]),
+    ("default-set", &["_transactioncurrencyid_value", "actualclosedate", "actualvalue", "addressnumber"]),
     ("owner-refused", &["_ownerid_value"]),
     ("state-from-above", &["statecode", "statuscode"]),
     ("by-state", &[]),

@@ -162,6 +162,18 @@ impl State {
     }
 }
 
+/// What is not the same, apart from what the service writes at every write.
+pub(crate) fn besides_stamps(found: Vec<Differing>) -> Vec<Differing> {
+    found.into_iter().filter(|one| one.member.as_deref().is_none_or(|member| !STAMPS.contains(&member))).collect()
+}
+
+/// Whether it is the id of a file, or what goes with it: new with each upload.
+pub(crate) fn is_file_id(one: &Differing) -> bool {
+    let member = one.member.as_deref().unwrap_or_default();
+    let image = ["entityimage", "new_picture"].iter().any(|image| member.starts_with(image));
+    image || ["new_contract", "new_cv", "new_document", "attachmentid"].contains(&member)
+}
+
 /// Shows the first of many differences.
 pub(crate) fn shown(found: &[Differing]) -> String {
     let mut by_place: BTreeMap<(String, String), (usize, &Differing)> = BTreeMap::new();
@@ -290,23 +302,41 @@ fn of_its_kind(one: &Differing, plan: &Plan, places: &BTreeSet<(&str, Option<&st
     let Some(member) = one.member.as_deref() else {
         // A party that names nobody cannot be written.
         let lost = table == "activityparty" && one.after.is_none();
+        // Rows that come and go with others.
+        let code = if one.after.is_some() { "not-deleted" } else { "with-parent" };
+        if plan.finds(code, table, None) {
+            return Some(code);
+        }
         return (lost && one.key.contains("_partyid_value=null") && one.key.contains("addressused=null"))
             .then_some("party-lost");
     };
-    if STAMPS.contains(&member) || member == "overriddencreatedon" {
+    if STAMPS.contains(&member) || member == "overriddencreatedon" || member.starts_with("_owning") {
         return Some("server-set");
+    }
+    // Copied to a row at each write, also where the snapshot has none.
+    if member == "exchangerate" {
+        return Some("calculated");
+    }
+    // The service notes when something entered a queue, also where the snapshot has no time.
+    if table == "queueitem" && member == "enteredon" {
+        return Some("read-only");
     }
     if table == POINTER && places.contains(&(one.key.as_str(), Some(member))) {
         return Some("never");
     }
     if one.key.starts_with("half of ") {
         let own = ["statecode", "statuscode", "_ownerid_value"];
-        return (AUTHORSHIP.contains(&member) || own.contains(&member)).then_some("mirrored");
+        let named = plan.finds("mirrored", table, None);
+        return (named || AUTHORSHIP.contains(&member) || own.contains(&member)).then_some("mirrored");
     }
     // Winning and losing fill in what an opportunity did not have.
     let outcome = ["actualclosedate", "actualvalue"].contains(&member);
     if table == "opportunity" && outcome && one.before.as_deref() == Some("null") {
         return Some("default-set");
+    }
+    let state = ["statecode", "statuscode"].contains(&member);
+    if table == "product" && state && plan.finds("state-from-above", table, Some("statecode")) {
+        return Some("state-from-above");
     }
     let stored = ["new_contract", "new_cv", "new_document"].contains(&member);
     if stored && one.before.is_some() && one.after.is_some() {
@@ -315,7 +345,8 @@ fn of_its_kind(one: &Differing, plan: &Plan, places: &BTreeSet<(&str, Option<&st
     if plan.finds("by-state", table, None) {
         return Some("by-state");
     }
-    let gone = one.before.as_deref() == Some(RETIRED_CHOICE) && one.after.as_deref() == Some("null");
+    // What cannot be written leaves what is there.
+    let gone = one.before.as_deref() == Some(RETIRED_CHOICE);
     (gone && plan.finds("choice-gone", table, Some(member))).then_some("choice-gone")
 }
 

@@ -53,10 +53,19 @@ fn no_room(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DiskFull | rusqlite::ErrorCode::SystemIoFailure))
 }
 
+/// The file is not a database, or not one any more.
+fn spoilt(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase))
+}
+
 impl Diagnose for CatalogError {
     fn remedy(&self) -> Option<String> {
         match self {
             Self::Open { path, source } if no_room(source) => Some(format!("free space on the disk of {path}")),
+            Self::Open { path, source } if spoilt(source) => Some(format!(
+                "if {path} is the catalog, move it away and run `dynavault catalog rebuild`: the vault has every snapshot; \
+                 else check catalog.path"
+            )),
             Self::Open { path, .. } | Self::Folder { path, .. } => {
                 Some(format!("check catalog.path and that {path} may be written"))
             }
@@ -64,13 +73,10 @@ impl Diagnose for CatalogError {
                 Some("use a newer dynavault, or move the file away and run `dynavault catalog rebuild`".into())
             }
             Self::Statement { source, .. } if no_room(source) => Some("free space on the disk of the catalog".into()),
-            Self::Statement { source, .. } => match source.sqlite_error_code() {
-                Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
-                    Some("move the file away and run `dynavault catalog rebuild`: the vault has every snapshot".into())
-                }
-                _ => None,
-            },
-            Self::Closed => None,
+            Self::Statement { source, .. } if spoilt(source) => {
+                Some("move the file away and run `dynavault catalog rebuild`: the vault has every snapshot".into())
+            }
+            Self::Statement { .. } | Self::Closed => None,
         }
     }
 

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use dynavault_model::{Abilities, Ability, Call, RowSource, SourceError};
+use dynavault_odata::RequestError;
 use serde_json::Value;
 
 use crate::known::Bypass;
+use crate::refusals;
 use crate::source::DataverseSource;
 
 /// Skips synchronous and asynchronous custom logic; the older privilege skips synchronous logic only.
@@ -13,6 +15,8 @@ const BYPASS_ALL: &str = "prvBypassCustomBusinessLogic";
 const BYPASS_SYNCHRONOUS: &str = "prvBypassCustomPlugins";
 const CREATED_ON: &str = "prvOverrideCreatedOnCreatedBy";
 const ON_BEHALF: &str = "prvActOnBehalfOfAnotherUser";
+/// Largest answer to the question who we are.
+const ANSWER_BYTES_MAX: usize = 64 << 10;
 /// Ids that Microsoft documents for the two bypass privileges, for a service that gives ids only.
 const BYPASS_IDS: [(&str, &str); 2] = [
     (BYPASS_ALL, "0ea552b0-a491-4470-9a1b-82068deccf66"),
@@ -30,13 +34,32 @@ pub(crate) async fn abilities(source: &DataverseSource, call: &Call) -> Result<(
         None => (None, false),
     };
     let has = |name: &str| names.as_ref().is_some_and(|names| names.contains(name));
+    let told = of_names(names.as_ref());
+    let bypass_logic = match &told.bypass_logic {
+        Ability::Unknown => try_bypass(source, call).await?,
+        known => known.clone(),
+    };
     let bypass = if has(BYPASS_SYNCHRONOUS) && !has(BYPASS_ALL) { Bypass::SynchronousOnly } else { Bypass::All };
     let abilities = Abilities {
         recycle_bin: recycle_bin(source, call).await?,
         base_currency_id: identity.base_currency_id,
-        ..of_names(names.as_ref())
+        bypass_logic,
+        ..told
     };
     Ok((Abilities { privileges: names.filter(|_| complete), ..abilities }, bypass))
+}
+
+/// A service that does not list privileges may still say no to a harmless request that bypasses custom logic (section 6.10).
+async fn try_bypass(source: &DataverseSource, call: &Call) -> Result<Ability, SourceError> {
+    let slot = source.slot("");
+    let headers = [("MSCRM.BypassBusinessLogicExecution", "CustomSync,CustomAsync")];
+    match source.client.get(&slot, "WhoAmI", None, &headers, ANSWER_BYTES_MAX, call).await {
+        Err(error) if error.status() == Some(403) => {
+            Ok(Ability::Missing(error.privilege().unwrap_or(BYPASS_ALL).to_string()))
+        }
+        Ok(_) | Err(RequestError::Service { .. } | RequestError::Protocol { .. }) => Ok(Ability::Unknown),
+        Err(error) => Err(refusals::of_run(error)),
+    }
 }
 
 fn of_names(names: Option<&BTreeSet<String>>) -> Abilities {

@@ -9,10 +9,13 @@
 //!            └ answer lost ───────────────────▶ Unknown, the rest NotSent
 //! ```
 //!
-//! One bad row among n costs about 2·log2(n) requests more.
+//! One bad row among n costs about 2·log2(n) requests more. An owner who cannot own is a matter of many rows: those go one by one
+//! right away, so that all of that owner are found in one request.
 
 use std::future::Future;
 use std::ops::Range;
+
+use dynavault_odata::RefusalClass;
 
 use crate::verdicts::{Refused, is_of_every_row};
 
@@ -50,10 +53,11 @@ where
 {
     let mut fates = vec![Fate::NotSent; count];
     let mut bad = 0;
+    let mut shared = false;
     // Ranges that are still to be sent, the next one last.
     let mut waiting = Vec::from([Range { start: 0, end: count }]);
     while let Some(range) = waiting.pop().filter(|range| !range.is_empty()) {
-        if bad >= BAD_ROWS_MAX {
+        if bad >= BAD_ROWS_MAX || shared {
             for rest in waiting.into_iter().chain([range]) {
                 fates[rest].fill(Fate::OneByOne);
             }
@@ -68,6 +72,10 @@ where
                         *fate = Fate::Refused(refused);
                     }
                 }
+            }
+            Ok(Answer::Refused(refused)) if range.len() > 1 && refused.class == RefusalClass::Owner => {
+                shared = true;
+                waiting.push(range);
             }
             Ok(Answer::Refused(refused)) if range.len() > 1 && !is_of_every_row(&refused) => {
                 let middle = range.start + range.len() / 2;
@@ -93,8 +101,6 @@ where
 mod tests {
     use std::collections::BTreeSet;
     use std::convert::Infallible;
-
-    use dynavault_odata::RefusalClass;
 
     use super::*;
 
@@ -145,6 +151,13 @@ mod tests {
         assert!(requests < 40, "{requests}");
         let rest = fates.iter().filter(|fate| **fate == Fate::OneByOne).count();
         assert!(rest > 450 && fates.iter().all(|fate| *fate != Fate::NotSent), "{rest}");
+    }
+
+    #[tokio::test]
+    async fn rows_of_an_owner_who_cannot_own_are_found_in_one_request() {
+        let (fates, requests) = run(500, &[3, 4, 250], RefusalClass::Owner).await;
+        assert_eq!(requests, 1);
+        assert!(fates.iter().all(|fate| *fate == Fate::OneByOne));
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 //!
 //! Everything is optional: an older service, or an older snapshot, knows less. What is unknown is not written.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use dynavault_model::TableSchema;
@@ -134,10 +135,10 @@ impl Definition {
 }
 
 impl Attribute {
-    /// The real type name (section 2.2).
-    pub(crate) fn kind(&self) -> &str {
-        let base = || self.base_type.as_deref().unwrap_or_default();
-        self.real_type.as_ref().and_then(|name| name.value.as_deref()).unwrap_or_else(base)
+    /// The real type name (section 2.2); that of the base type, which is ambiguous, where the service gives no other.
+    pub(crate) fn kind(&self) -> Cow<'_, str> {
+        let real = self.real_type.as_ref().and_then(|name| name.value.as_deref());
+        real.map_or_else(|| format!("{}Type", self.base_type.as_deref().unwrap_or_default()).into(), Cow::Borrowed)
     }
 
     /// The service itself refuses a row without it; `ApplicationRequired` is a rule of forms (section 6.1).

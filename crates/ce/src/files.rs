@@ -67,8 +67,10 @@ impl Files<'_> {
             let reply = self.client.get(self.slot, &self.address(item), None, &headers, limit, self.call).await;
             let reply = match reply {
                 Ok(reply) => reply,
-                // Some files come whole or not at all (customer-managed keys, section 7.1).
-                Err(RequestError::Protocol { .. } | RequestError::Service { status: 416, .. }) if offset == 0 => {
+                // Some files come whole or not at all (customer-managed keys, section 7.1), whatever the service says to a range.
+                Err(RequestError::Protocol { .. } | RequestError::Service { status: 400 | 405 | 416 | 501, .. })
+                    if offset == 0 =>
+                {
                     return self.whole(item, "", sink).await;
                 }
                 // The end of a file whose length is a multiple of the range.
@@ -78,7 +80,7 @@ impl Files<'_> {
             if reply.status == 204 {
                 return Err(SourceError::NotFound { what: self.what(item) });
             }
-            let size: Option<u64> = reply.headers.get("x-ms-file-size").and_then(|size| size.trim().parse().ok());
+            let size = size(&reply.headers);
             end = content_end(&reply.headers);
             let (partial, bytes) = (reply.status == 206, reply.body);
             let length = bytes.len() as u64;
@@ -114,7 +116,8 @@ impl Files<'_> {
     /// An image: full where the service keeps it, else the thumbnail, which is then said (section 7.2).
     pub(crate) async fn image(&self, item: &ContentItem, sink: SharedContentSink) -> Result<ContentEnd, SourceError> {
         match self.whole(item, "?size=full", SharedContentSink::clone(&sink)).await {
-            Err(SourceError::NotFound { .. }) => {
+            // Where the full image is not kept, asking for it may be refused as well (section 7.2: 204).
+            Err(SourceError::NotFound { .. } | SourceError::Refused { .. }) => {
                 sink.lock().unwrap_or_else(PoisonError::into_inner).restarted();
                 let end = self.whole(item, "", sink).await?;
                 Ok(ContentEnd { note: Some("thumbnail".into()), ..end })
@@ -177,6 +180,12 @@ async fn write(sink: &SharedContentSink, bytes: bytes::Bytes) -> Result<(), Sour
         Ok(Ok(())) => Ok(()),
         _ => Err(SourceError::SinkStopped),
     }
+}
+
+/// Bytes of the whole file, as an answer with a part of it says.
+fn size(headers: &ReplyHeaders) -> Option<u64> {
+    let of_range = || headers.get("content-range").and_then(|range| range.rsplit_once('/')).map(|(_, size)| size);
+    headers.get("x-ms-file-size").or_else(of_range)?.trim().parse().ok()
 }
 
 fn content_end(headers: &ReplyHeaders) -> ContentEnd {

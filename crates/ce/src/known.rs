@@ -2,6 +2,7 @@
 //! the definitions of tables that are written along with others.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use dynavault_model::{Call, SourceError, TableRef, TableSchema};
@@ -42,6 +43,8 @@ pub(crate) struct Known {
     bulk: OnceCell<Bulk>,
     related: Mutex<HashMap<String, Arc<TableSchema>>>,
     pub(crate) bypass: OnceCell<Bypass>,
+    /// The service refuses to keep the time of creation.
+    pub(crate) creation_refused: AtomicBool,
 }
 
 #[derive(Deserialize)]

@@ -6,6 +6,7 @@
 //! [`DataverseTarget`] does, through a client that was made for it.
 
 mod abilities;
+mod ask;
 mod base64_body;
 mod bulk;
 mod defaults;

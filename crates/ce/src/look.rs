@@ -2,29 +2,26 @@
 //! (`dataverse`, sections 3.1, 3.3, 6.15).
 
 use std::collections::{HashMap, HashSet};
+use std::future::Future;
 use std::sync::{Arc, Mutex};
 
-use dynavault_model::{
-    Call, Deletion, PageRequest, Row, RowKey, RowSink, SharedSink, SourceError, Stopped, TableSchema,
-};
+use bytes::Bytes;
+use dynavault_model::{Call, Deletion, Row, RowKey, RowSink, SharedSink, SourceError, Stopped, TableSchema, minify};
 use dynavault_odata::RequestError;
 use serde_json::Value;
 
+use crate::ask::{Form, is_about_form};
 use crate::definition::Definition;
 use crate::refusals;
-use crate::source::{DataverseSource, first_page, lock};
-use crate::wire::{encoded, id, plain_text};
+use crate::source::{DataverseSource, SESSION_ASKED, first_page, lock};
+use crate::wire::{address, encoded, id, plain_text, with_row, without_context};
 
-/// Keys asked for at a time.
-const KEYS_MAX: usize = 250;
-/// Longest address, which leaves room for what the service adds (section 1.1: 32,768).
-const ADDRESS_CHARS_MAX: usize = 30_000;
-/// Characters of an address that a key takes: a GUID, its quotes, the comma.
-const KEY_CHARS: usize = 36 + 2 * "%27".len() + 3;
 /// Pages of one question; each question is for less than a page.
 const PAGES_MAX: usize = 1_000;
 /// Keys of one question to the recycle bin, where each takes more room.
 const BIN_KEYS_MAX: usize = 200;
+/// Largest row that is asked for alone.
+const ROW_BYTES_MAX: usize = 64 << 20;
 /// Largest answer about a few members of rows.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// The recycle bin is not set up in this environment (section 2.8): it is empty.
@@ -50,35 +47,19 @@ fn question<'a>(table: &'a TableSchema, definition: &'a Definition, keys: &[RowK
     }
 }
 
-/// `In` over ids (a documented query function). Ids that are none are left out: no row can have them.
-fn in_filter(member: &str, ids: &[&str]) -> String {
-    let ids: Vec<String> = ids.iter().map(|id| format!("'{id}'")).collect();
-    format!("$filter=Microsoft.Dynamics.CRM.In(PropertyName='{member}',PropertyValues=[{}])", ids.join(","))
-}
-
-/// Addresses that together ask for `keys`, each of a length the service takes.
-fn addresses(table: &TableSchema, member: &str, keys: &[RowKey]) -> Vec<String> {
-    let first = first_page(table);
-    let joint = if first.contains('?') { '&' } else { '?' };
-    let room = ADDRESS_CHARS_MAX.saturating_sub(first.len() + member.len() + 200) / KEY_CHARS;
-    // Two links may share an end, and so may two rows of different partitions share an id.
-    let mut seen = HashSet::new();
-    let ids: Vec<&str> = keys.iter().filter_map(|key| id(&key.id).ok()).filter(|id| seen.insert(*id)).collect();
-    ids.chunks(room.clamp(1, KEYS_MAX)).map(|ids| format!("{first}{joint}{}", in_filter(member, ids))).collect()
-}
-
-/// Passes on the rows whose two halves of the key were asked for together.
+/// Passes on the rows that were asked for: those whose two halves of the key were asked for together, and no others where a
+/// service does not heed the question.
 struct Asked {
     inner: SharedSink,
-    members: [String; 2],
-    pairs: HashSet<(String, String)>,
+    members: Vec<String>,
+    keys: HashSet<Vec<String>>,
 }
 
 impl RowSink for Asked {
     fn row(&mut self, row: &Row<'_>) -> Result<(), Stopped> {
-        let [first, second] = &self.members;
-        let text = |member: &str| row.get(member).and_then(plain_text).unwrap_or_default().to_ascii_lowercase();
-        if self.pairs.contains(&(text(first), text(second))) { lock(&self.inner).row(row) } else { Ok(()) }
+        let text = |member: &String| row.get(member).and_then(plain_text).unwrap_or_default().to_ascii_lowercase();
+        let key: Vec<String> = self.members.iter().map(text).collect();
+        if self.keys.contains(&key) { lock(&self.inner).row(row) } else { Ok(()) }
     }
 
     fn deleted(&mut self, deletion: Deletion) -> Result<(), Stopped> {
@@ -108,34 +89,22 @@ pub(crate) async fn read_rows(
 ) -> Result<(), SourceError> {
     let definition = Definition::of(table);
     let Question { member, second } = question(table, &definition, keys);
-    let sink = match second {
-        Some(second) => {
-            let half = |text: &Option<String>| text.as_deref().unwrap_or_default().to_ascii_lowercase();
-            let pairs = keys.iter().map(|key| (key.id.to_ascii_lowercase(), half(&key.partition))).collect();
-            let members = [member.to_string(), second.to_string()];
-            Arc::new(Mutex::new(Asked { inner: sink, members, pairs })) as SharedSink
-        }
-        None => sink,
+    let lower = |text: &str| text.to_ascii_lowercase();
+    let key = |key: &RowKey| match second {
+        Some(_) => vec![lower(&key.id), lower(key.partition.as_deref().unwrap_or_default())],
+        None => vec![lower(&key.id)],
     };
-    let slot = source.slot(&table.table.name);
-    // The same columns and annotations as the pages of a backup have, so that rows compare byte for byte.
-    let prefer = source.prefer(table, &PageRequest::First { tracked: false });
-    let what = format!("reading rows of table {}", table.table);
-    for first in addresses(table, member, keys) {
-        let mut address = first;
-        for _ in 0..PAGES_MAX {
-            let end = source
-                .client
-                .read_page(&slot, &address, Some(&prefer), SharedSink::clone(&sink), &what, call)
-                .await
-                .map_err(|error| refusals::of_table(&table.table, error, false))?;
-            match end.next {
-                Some(next) => address = next,
-                None => break,
-            }
-        }
-    }
-    Ok(())
+    let members = std::iter::once(member).chain(second).map(str::to_string).collect();
+    let asked = Asked { inner: sink, members, keys: keys.iter().map(key).collect() };
+    let sink: SharedSink = Arc::new(Mutex::new(asked));
+    let keys: Vec<&RowKey> = keys.iter().collect();
+    let reader = Reader { source, table, call, headers: source.session(table) };
+    // A link has no address of its own that anybody knew.
+    let of_ends = second.is_some() && definition.is_intersect == Some(true);
+    reader
+        .ask(|form| reader.rows(form, (member, of_ends), &keys, &sink))
+        .await
+        .map_err(|error| refusals::of_table(&table.table, error, false))
 }
 
 /// A few members of rows, and their entity tags, by id in lower case; rows that are gone are missing.
@@ -146,23 +115,140 @@ pub(crate) async fn members(
     keys: &[&RowKey],
     call: &Call,
 ) -> Result<HashMap<String, Value>, SourceError> {
-    let slot = source.slot(&table.table.name);
-    let primary = table.key.first().map(String::as_str).unwrap_or_default();
-    let mut found = HashMap::new();
-    for keys in keys.chunks(KEYS_MAX) {
-        let ids: Vec<&str> = keys.iter().filter_map(|key| id(&key.id).ok()).collect();
-        let select = [&[primary], select].concat().join(",");
-        let address = format!("{}?$select={select}&{}", table.entity_set, in_filter(primary, &ids));
-        let reply = source.client.get(&slot, &address, None, &[], ANSWER_BYTES_MAX, call).await;
-        let reply = reply.map_err(|error| refusals::of_table(&table.table, error, false))?;
-        let mut answer: Value = serde_json::from_slice(&reply.body).map_err(|error| SourceError::Protocol {
-            what: format!("rows of table {}", table.table),
-            detail: error.to_string(),
-        })?;
-        let rows = answer["value"].as_array_mut().map(std::mem::take).unwrap_or_default();
-        found.extend(rows.into_iter().filter_map(|row| Some((row[primary].as_str()?.to_ascii_lowercase(), row))));
+    let reader = Reader { source, table, call, headers: source.session(table) };
+    reader
+        .ask(|form| reader.members(form, select, keys))
+        .await
+        .map_err(|error| refusals::of_table(&table.table, error, false))
+}
+
+/// Reads rows of one table.
+struct Reader<'a> {
+    source: &'a DataverseSource,
+    table: &'a TableSchema,
+    call: &'a Call,
+    headers: Option<String>,
+}
+
+impl Reader<'_> {
+    /// Asks in the form that the service takes, or finds out which one that is. When it takes none, its first words count.
+    async fn ask<T, F>(&self, ask: impl Fn(Form) -> F) -> Result<T, RequestError>
+    where
+        F: Future<Output = Result<T, RequestError>>,
+    {
+        let mut refused = None;
+        for form in self.source.asked.forms() {
+            match ask(*form).await {
+                Ok(found) => {
+                    self.source.asked.note(*form);
+                    return Ok(found);
+                }
+                Err(error) if is_about_form(&error) => {
+                    tracing::debug!(table = %self.table.table, ?form, %error, "rows cannot be asked for in this form");
+                    refused.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refused.expect("there is at least one form"))
     }
-    Ok(found)
+
+    fn headers(&self) -> Vec<(&str, &str)> {
+        self.headers.iter().map(|token| (SESSION_ASKED, token.as_str())).collect()
+    }
+
+    async fn rows(
+        &self,
+        form: Form,
+        (member, of_ends): (&str, bool),
+        keys: &[&RowKey],
+        sink: &SharedSink,
+    ) -> Result<(), RequestError> {
+        let (source, table) = (self.source, self.table);
+        let slot = source.slot(&table.table.name);
+        // The same columns and annotations as the pages of a backup have, so that rows compare byte for byte.
+        let prefer = source.prefer(table, false);
+        let (what, headers) = (format!("reading rows of table {}", table.table), self.headers());
+        let first = first_page(table);
+        if form == Form::OneByOne && !of_ends {
+            let columns = first.split_once('?').map(|(_, columns)| format!("?{columns}")).unwrap_or_default();
+            for key in keys {
+                let Ok(address) = address(table, key) else { continue };
+                if let Some(row) = self.one(&format!("{address}{columns}"), &prefer).await? {
+                    deliver(&row, sink, &what)?;
+                }
+            }
+            return Ok(());
+        }
+        for mut address in form.addresses(&first, member, keys) {
+            for _ in 0..PAGES_MAX {
+                let sink = SharedSink::clone(sink);
+                let page = source.client.read_page(&slot, &address, Some(&prefer), &headers, sink, &what, self.call);
+                match page.await?.next {
+                    Some(next) => address = next,
+                    None => break,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn members(
+        &self,
+        form: Form,
+        select: &[&str],
+        keys: &[&RowKey],
+    ) -> Result<HashMap<String, Value>, RequestError> {
+        let table = self.table;
+        let slot = self.source.slot(&table.table.name);
+        let primary = table.key.first().map(String::as_str).unwrap_or_default();
+        let select = [&[primary], select].concat().join(",");
+        let mut rows: Vec<Value> = Vec::new();
+        let json = |body: &[u8]| -> Result<Value, RequestError> {
+            serde_json::from_slice(body).map_err(|error| RequestError::Protocol {
+                what: format!("reading rows of table {}", table.table),
+                detail: error.to_string(),
+            })
+        };
+        if form == Form::OneByOne {
+            for key in keys {
+                let Ok(address) = address(table, key) else { continue };
+                if let Some(row) = self.one(&format!("{address}?$select={select}"), "").await? {
+                    rows.push(json(&row)?);
+                }
+            }
+        } else {
+            let headers = self.headers();
+            for address in form.addresses(&format!("{}?$select={select}", table.entity_set), primary, keys) {
+                let asking = self.source.client.get(&slot, &address, None, &headers, ANSWER_BYTES_MAX, self.call);
+                let mut answer = json(&asking.await?.body)?;
+                rows.extend(answer["value"].as_array_mut().map(std::mem::take).unwrap_or_default());
+            }
+        }
+        Ok(rows.into_iter().filter_map(|row| Some((row[primary].as_str()?.to_ascii_lowercase(), row))).collect())
+    }
+
+    /// One row as it came; none if it is gone.
+    async fn one(&self, address: &str, prefer: &str) -> Result<Option<Bytes>, RequestError> {
+        let slot = self.source.slot(&self.table.table.name);
+        let prefer = Some(prefer).filter(|prefer| !prefer.is_empty());
+        let headers = self.headers();
+        match self.source.client.get(&slot, address, prefer, &headers, ROW_BYTES_MAX, self.call).await {
+            Ok(reply) => Ok(Some(reply.body)),
+            // The set is there, or the other forms would have said so.
+            Err(error) if error.status() == Some(404) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Hands a row that came alone to a sink, in the form it has in a page.
+fn deliver(body: &[u8], sink: &SharedSink, what: &str) -> Result<(), RequestError> {
+    let strange = || RequestError::Protocol { what: what.to_string(), detail: "a row is not a JSON object".into() };
+    let mut compact = Vec::with_capacity(body.len());
+    minify(body, &mut compact);
+    let row = without_context(&compact).map_err(|_| strange())?;
+    with_row(&row, |row| lock(sink).row(row)).map_err(|_| strange())?.map_err(|Stopped| RequestError::SinkStopped)
 }
 
 /// See [`dynavault_model::RowTarget::in_bin`]. Only FetchXML reads the bin (section 3.3).
@@ -180,7 +266,17 @@ pub(crate) async fn in_bin(
         let address = format!("{}?fetchXml={}", table.entity_set, encoded(&fetch));
         let reply = match source.client.get(&slot, &address, None, &[], ANSWER_BYTES_MAX, call).await {
             Ok(reply) => reply,
+            // Not set up, or not for this table, or not for us: then a row is made anew (section 6.15).
             Err(RequestError::Service { code: Some(code), .. }) if NO_BIN.contains(&code) => return Ok(Vec::new()),
+            Err(error) if error.status().is_some_and(|status| matches!(status, 400 | 403..=405 | 501)) => {
+                match refusals::of_table(&table.table, error, false) {
+                    SourceError::Refused { reason, .. } => {
+                        tracing::warn!(table = %table.table, reason, "the recycle bin of the table cannot be read");
+                        return Ok(Vec::new());
+                    }
+                    other => return Err(other),
+                }
+            }
             Err(error) => return Err(refusals::of_table(&table.table, error, false)),
         };
         let answer: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
@@ -229,14 +325,19 @@ mod tests {
         (0..count).map(|n| RowKey::new(format!("{n:08x}-0000-4000-8000-000000000000"))).collect()
     }
 
+    fn addresses(form: Form, table: &TableSchema, keys: &[RowKey]) -> Vec<String> {
+        form.addresses(&first_page(table), "accountid", &keys.iter().collect::<Vec<_>>())
+    }
+
     #[test]
     fn addresses_ask_for_every_key_once_and_stay_short() {
-        for columns in [3, 1000, 1400, 3000] {
+        for (columns, form) in [3, 1000, 1400, 3000].into_iter().flat_map(|n| [(n, Form::In), (n, Form::AnyOf)]) {
             let table = table(columns);
             let mut asked = keys(1000);
             asked.extend(keys(3));
-            let addresses = addresses(&table, "accountid", &asked);
-            assert!(addresses.iter().all(|address| address.replace('\'', "%27").len() < 32_768), "{columns}");
+            let addresses = addresses(form, &table, &asked);
+            let sent = |address: &String| address.replace('\'', "%27").replace(' ', "%20").len();
+            assert!(addresses.iter().all(|address| sent(address) < 32_768), "{columns}");
             let count: usize = addresses.iter().map(|address| address.matches("-0000-4000-8000-").count()).sum();
             assert_eq!(count, 1000, "{columns}");
             let selects = addresses.iter().filter(|address| address.contains("?$select=")).count();
@@ -264,7 +365,8 @@ mod tests {
     fn only_ids_get_into_a_question() {
         let mut asked = keys(1);
         asked.push(RowKey::new("x'] or true"));
-        assert_eq!(addresses(&table(1), "accountid", &asked)[0].matches('\'').count(), 4);
+        assert_eq!(addresses(Form::In, &table(1), &asked)[0].matches('\'').count(), 4);
+        assert!(!addresses(Form::AnyOf, &table(1), &asked)[0].contains("true"));
         assert!(!bin_fetch("account", "accountid", &asked).contains("true"));
     }
 }

@@ -4,14 +4,18 @@
 //! request, a block of tables at a time so that no answer is large; a service that does not offer it is asked table by
 //! table (`dataverse`, sections 2.1, 2.2, 2.5). Names are never derived: entity set names are irregular (section 2.7).
 
+use bytes::Bytes;
 use dynavault_model::{
     Call, Column, ContentColumn, ContentKind, Refusal, SourceError, TableListing, TableRef, TableSchema,
 };
 use dynavault_odata::{Client, RequestError, UserSlot};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::refusals;
+use crate::source::first_page;
+
+mod single;
 
 /// Largest answer with the list of tables: 900 tables take about 30 MB with every property, far less with ours.
 pub(crate) const LIST_BYTES_MAX: usize = 64 << 20;
@@ -21,6 +25,8 @@ const BLOCK_BYTES_MAX: usize = 48 << 20;
 const BLOCK_TABLES: usize = 25;
 /// Data provider of elastic tables (section 2.1).
 pub(crate) const ELASTIC_PROVIDER: &str = "1d9bde74-9ebd-4da9-8ff5-aa74945b9f74";
+/// An id that stands for none.
+const NO_PROVIDER: &str = "00000000-0000-0000-0000-000000000000";
 /// Rows in a page (section 3.1).
 const PAGE_ROWS: u32 = 5000;
 /// Rows in a page of an elastic table (section 8.12).
@@ -115,10 +121,6 @@ const RELATIONSHIP_PROPERTIES: &[&str] = &[
     "Entity2NavigationPropertyName",
 ];
 
-/// Properties of a column in the answer of a single table, which gives base properties only (section 2.2).
-const COLUMN_PROPERTIES_LEAST: &str =
-    "LogicalName,AttributeType,AttributeTypeName,AttributeOf,IsValidForRead,IsSecured,IsPrimaryId";
-
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct TableWire {
@@ -133,6 +135,9 @@ struct TableWire {
     data_provider_id: Option<String>,
     #[serde(default)]
     change_tracking_enabled: Option<bool>,
+    /// All of it, as it came.
+    #[serde(skip)]
+    properties: Map<String, Value>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -157,8 +162,8 @@ struct ColumnWire {
 
 #[derive(Debug, Clone, Deserialize)]
 struct TypeName {
-    #[serde(rename = "Value")]
-    value: String,
+    #[serde(rename = "Value", default)]
+    value: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -169,8 +174,9 @@ struct Collection<T> {
 impl ColumnWire {
     /// The real type name; `AttributeType` alone is ambiguous (section 2.2).
     fn kind(&self) -> String {
-        match (&self.attribute_type_name, &self.attribute_type) {
-            (Some(name), _) => name.value.clone(),
+        let real = self.attribute_type_name.as_ref().and_then(|name| name.value.clone());
+        match (real, &self.attribute_type) {
+            (Some(name), _) => name,
             (None, Some(kind)) => format!("{kind}Type"),
             (None, None) => String::new(),
         }
@@ -231,10 +237,13 @@ impl Metadata<'_> {
         if let Some(reason) = refusal(wire) {
             return Ok(TableListing { table, schema: Err(reason) });
         }
-        let found = definitions.iter().position(|definition| definition["LogicalName"] == wire.logical_name.as_str());
+        // A definition without columns is as good as none.
+        let found = definitions.iter().position(|definition| {
+            definition["LogicalName"] == wire.logical_name.as_str() && definition["Attributes"].is_array()
+        });
         let definition = match found {
             Some(at) => definitions.swap_remove(at),
-            None => match self.single_definition(&wire.logical_name).await {
+            None => match self.single_definition(wire).await {
                 Ok(definition) => definition,
                 Err(RequestError::Service { message, .. }) => {
                     let refusal = Refusal { reason: format!("its columns cannot be listed: {message}"), remedy: None };
@@ -259,14 +268,21 @@ impl Metadata<'_> {
             }
             other => other.map_err(refusals::of_run)?,
         };
-        parse::<Collection<TableWire>>("the list of tables", &body).map(|collection| collection.value)
+        let what = "the list of tables";
+        let tables = parse::<Collection<Value>>(what, &body)?.value.into_iter();
+        let wire = |table: Value| -> Result<TableWire, serde_json::Error> {
+            let wire = TableWire::deserialize(&table)?;
+            Ok(TableWire { properties: table.as_object().cloned().unwrap_or_default(), ..wire })
+        };
+        let wires = tables.map(wire).collect::<Result<_, _>>();
+        wires.map_err(|error| SourceError::Protocol { what: what.to_string(), detail: error.to_string() })
     }
 
-    async fn get(&self, path: &str, bytes_max: usize) -> Result<Vec<u8>, RequestError> {
+    async fn get(&self, path: &str, bytes_max: usize) -> Result<Bytes, RequestError> {
         // Metadata reads skip a cache of up to half a minute (section 1.2), so that a table made just now is seen.
         let headers = [("Consistency", "Strong")];
         let reply = self.client.get(self.slot, path, None, &headers, bytes_max, self.call).await?;
-        Ok(reply.body.to_vec())
+        Ok(reply.body)
     }
 
     /// Full definitions of a block of tables; empty where the service does not offer the message.
@@ -306,19 +322,6 @@ impl Metadata<'_> {
             Err(error) => Err(refusals::of_run(error)),
         }
     }
-
-    async fn single_definition(&self, name: &str) -> Result<Value, RequestError> {
-        let attributes = |select: &str| format!("EntityDefinitions(LogicalName='{name}')/Attributes{select}");
-        let body = match self.get(&attributes(&format!("?$select={COLUMN_PROPERTIES_LEAST}")), BLOCK_BYTES_MAX).await {
-            Err(RequestError::Service { status: 400, .. }) => self.get(&attributes(""), BLOCK_BYTES_MAX).await?,
-            other => other?,
-        };
-        let columns: Collection<Value> = serde_json::from_slice(&body).map_err(|error| RequestError::Protocol {
-            what: format!("reading the columns of {name}"),
-            detail: error.to_string(),
-        })?;
-        Ok(json!({"LogicalName": name, "Attributes": columns.value}))
-    }
 }
 
 fn parse<T: for<'de> Deserialize<'de>>(what: &str, body: &[u8]) -> Result<T, SourceError> {
@@ -345,7 +348,7 @@ fn refusal(wire: &TableWire) -> Option<Refusal> {
 }
 
 fn provider(wire: &TableWire) -> Option<&str> {
-    wire.data_provider_id.as_deref().filter(|id| !id.is_empty())
+    wire.data_provider_id.as_deref().filter(|id| !id.is_empty() && *id != NO_PROVIDER)
 }
 
 fn is_elastic(wire: &TableWire) -> bool {
@@ -395,7 +398,7 @@ fn schema(wire: &TableWire, mut definition: Value) -> Result<TableSchema, Refusa
         // Differs from answer to answer without meaning anything, and would make every schema object a new one.
         object.remove("HasChanged");
     }
-    Ok(TableSchema {
+    Ok(with_images_that_come(TableSchema {
         table: TableRef::ce(&wire.logical_name),
         entity_set,
         key,
@@ -407,7 +410,30 @@ fn schema(wire: &TableWire, mut definition: Value) -> Result<TableSchema, Refusa
         page_rows_max: if elastic { ELASTIC_PAGE_ROWS } else { PAGE_ROWS },
         not_captured: Vec::new(),
         definition,
-    })
+    }))
+}
+
+/// Images are the only columns that come only when they are named (section 3.4). Where there are too many columns to name them,
+/// the id of an image tells that there is one, and its bytes are fetched as ever.
+fn with_images_that_come(mut schema: TableSchema) -> TableSchema {
+    if first_page(&schema).contains('?') {
+        return schema;
+    }
+    let has: Vec<String> = schema.columns.iter().map(|column| column.member.clone()).collect();
+    let (mut kept, mut lost) = (Vec::new(), Vec::new());
+    for mut content in std::mem::take(&mut schema.content) {
+        if content.kind == ContentKind::Image {
+            schema.columns.retain(|column| column.name != content.column);
+            let id = format!("{}id", content.column);
+            if !has.contains(&id) {
+                lost.push((content.column, "the table has too many columns to name each of them".to_string()));
+                continue;
+            }
+            content.presence_member = id;
+        }
+        kept.push(content);
+    }
+    TableSchema { content: kept, not_captured: lost, ..schema }
 }
 
 /// Columns whose bytes are captured beside the rows (section 7).
@@ -454,4 +480,50 @@ fn content_columns(table: &str, columns: &[ColumnWire], primary_id: &str) -> Vec
         });
     }
     content
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_of_a_table_too_wide_to_name_its_columns_are_found_by_their_ids_or_named_as_missing() {
+        let column = |name: &str, kind: &str| json!({"LogicalName": name, "AttributeTypeName": {"Value": kind}});
+        let of = |columns: u32| {
+            let wide = (0..columns).map(|n| column(&format!("new_a_column_with_a_long_name_{n}"), "StringType"));
+            let known = [
+                column("accountid", "UniqueidentifierType"),
+                column("new_logo", "ImageType"),
+                column("new_logoid", "UniqueidentifierType"),
+                column("new_photo", "ImageType"),
+            ];
+            let attributes: Vec<Value> = known.into_iter().chain(wide).collect();
+            let table =
+                json!({"LogicalName": "account", "EntitySetName": "accounts", "PrimaryIdAttribute": "accountid"});
+            schema(&TableWire::deserialize(table).unwrap(), json!({"Attributes": attributes})).unwrap()
+        };
+        let narrow = of(10);
+        let presence = |schema: &TableSchema| -> Vec<String> {
+            schema.content.iter().map(|content| content.presence_member.clone()).collect()
+        };
+        assert_eq!(presence(&narrow), ["new_logo", "new_photo"]);
+        assert!(first_page(&narrow).contains("new_photo") && narrow.not_captured.is_empty());
+        let wide = of(1000);
+        assert_eq!(first_page(&wide), "accounts");
+        assert_eq!(presence(&wide), ["new_logoid"]);
+        assert_eq!(wide.not_captured.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["new_photo"]);
+        assert!(!wide.columns.iter().any(|column| column.name == "new_logo"));
+    }
+
+    #[test]
+    fn an_id_of_nothing_is_no_data_provider() {
+        let wire = |provider: &str| {
+            let table = json!({"LogicalName": "account", "EntitySetName": "accounts", "PrimaryIdAttribute": "accountid",
+                "DataProviderId": provider});
+            TableWire::deserialize(table).unwrap()
+        };
+        assert!(!is_virtual(&wire(NO_PROVIDER)) && !is_virtual(&wire(ELASTIC_PROVIDER)));
+        assert!(is_elastic(&wire(ELASTIC_PROVIDER)));
+        assert!(is_virtual(&wire("7015a531-cc0d-4537-b5f2-c882a1eb65ad")));
+    }
 }

@@ -16,7 +16,7 @@ const ENVIRONMENT_CLOSED: [u32; 2] = [0x8004_a113, 0x8004_a104];
 /// The principal is not in the environment, has no role, no licence, is disabled (section 9.3).
 const NOT_LET_IN: [u32; 4] = [0x8007_2560, 0x8004_2f09, 0x8004_d24b, 0x8004_a112];
 /// A missing privilege or no access to the rows (section 9.3).
-const NO_PRIVILEGE: [u32; 2] = [0x8004_0220, 0x8004_8306];
+const NO_PRIVILEGE: [u32; 3] = [0x8004_0220, 0x8004_0299, 0x8004_8306];
 /// The table does not offer the message (section 2.8).
 const NOT_OFFERED: u32 = 0x8004_0800;
 /// A virtual table whose source refuses (section 2.1).

@@ -8,11 +8,12 @@ use dynavault_model::{
     Call, ContentColumn, ContentEnd, ContentItem, ContentKind, EnvironmentIdentity, PageEnd, PageRequest, RowSource,
     SharedContentSink, SharedSink, SourceError, TableListing, TableSchema,
 };
-use dynavault_odata::{Client, RequestError, UserSlot};
+use dynavault_odata::{Client, ReplyHeaders, RequestError, UserSlot};
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
+use crate::ask::Taken;
 use crate::files::{Files, range_permits};
 use crate::metadata::Metadata;
 use crate::refusals;
@@ -30,6 +31,11 @@ const UNKNOWN_COLUMNS_MAX: usize = 64;
 
 /// Annotations that make lookups restorable (section 2.4), and the version of the metadata (section 2.5).
 const ANNOTATIONS: &str = "Microsoft.Dynamics.CRM.lookuplogicalname,Microsoft.Dynamics.CRM.associatednavigationproperty,Microsoft.Dynamics.CRM.globalmetadataversion";
+/// The session of an elastic table, as a write gives it and a read takes it (section 8.12).
+const SESSION_GIVEN: &str = "x-ms-session-token";
+pub(crate) const SESSION_ASKED: &str = "MSCRM.SessionToken";
+/// Part of every link that asks for changes (section 4.2).
+const DELTA_TOKEN: &str = "deltatoken";
 const FORMATTED: &str = "OData.Community.Display.V1.FormattedValue";
 
 /// What is asked for beside the rows.
@@ -50,6 +56,12 @@ pub struct DataverseSource {
     unknown: Mutex<HashMap<String, HashSet<String>>>,
     /// Page sizes that had to be lowered.
     page_rows: Mutex<HashMap<String, u32>>,
+    /// Whether the pages that follow in a table are asked for with change tracking, as the first one was.
+    tracked: Mutex<HashMap<String, bool>>,
+    /// What the last write into an elastic table gave, for reading it.
+    sessions: Mutex<HashMap<String, String>>,
+    /// How rows are asked for by their keys.
+    pub(crate) asked: Taken,
     ranges: Semaphore,
 }
 
@@ -66,6 +78,9 @@ impl DataverseSource {
             slots: Mutex::default(),
             unknown: Mutex::default(),
             page_rows: Mutex::default(),
+            tracked: Mutex::default(),
+            sessions: Mutex::default(),
+            asked: Taken::default(),
             ranges: range_permits(),
         }
     }
@@ -74,16 +89,37 @@ impl DataverseSource {
         Arc::clone(lock(&self.slots).entry(table.to_string()).or_insert_with(|| Arc::new(self.client.slot())))
     }
 
-    pub(crate) fn prefer(&self, table: &TableSchema, page: &PageRequest) -> String {
+    /// Remembers what a write into an elastic table says of its session (section 8.12).
+    pub(crate) fn note_session(&self, table: &TableSchema, headers: &ReplyHeaders) {
+        if let Some(token) = headers.get(SESSION_GIVEN) {
+            lock(&self.sessions).insert(table.table.name.clone(), token.to_string());
+        }
+    }
+
+    /// The session in which reads see what was written into an elastic table.
+    pub(crate) fn session(&self, table: &TableSchema) -> Option<String> {
+        lock(&self.sessions).get(&table.table.name).cloned()
+    }
+
+    /// Whether a page is asked for with change tracking: all pages of one reading are asked for alike (section 3.1), and a delta
+    /// link carries its own token. Of a reading that an earlier process began only the link is known.
+    fn is_tracked(&self, table: &TableSchema, page: &PageRequest) -> bool {
+        let mut known = lock(&self.tracked);
+        let name = &table.table.name;
+        let first = match page {
+            PageRequest::First { tracked } => *tracked,
+            PageRequest::Link(link) if link.contains(DELTA_TOKEN) => false,
+            PageRequest::Link(_) => return known.get(name).copied().unwrap_or(table.tracked),
+        };
+        known.insert(name.clone(), first);
+        first
+    }
+
+    pub(crate) fn prefer(&self, table: &TableSchema, tracked: bool) -> String {
         let rows = lock(&self.page_rows).get(&table.table.name).copied().unwrap_or(table.page_rows_max);
         let formatted = self.options.formatted_values && !table.tracked;
         let annotations = if formatted { format!("{ANNOTATIONS},{FORMATTED}") } else { ANNOTATIONS.to_string() };
         let mut prefer = format!("odata.maxpagesize={rows},odata.include-annotations=\"{annotations}\"");
-        // Every page of a tracked read repeats the preference (section 3.1); a delta link carries its own token.
-        let tracked = match page {
-            PageRequest::First { tracked } => *tracked,
-            PageRequest::Link(link) => table.tracked && !link.contains("deltatoken"),
-        };
         if tracked {
             prefer.push_str(",odata.track-changes");
         }
@@ -164,8 +200,13 @@ impl RowSource for DataverseSource {
             "RetrieveCurrentOrganization(AccessType=@p1)?@p1=Microsoft.Dynamics.CRM.EndpointAccessType'Default'";
         let detail = self.optional(current, call).await?;
         let detail = detail.get("Detail").unwrap_or(&Value::Null);
-        let settings = "organizations?$select=organizationid,name,_basecurrencyid_value,expirechangetrackingindays";
-        let settings = self.optional(settings, call).await?;
+        let settings = "organizations?$select=organizationid,name,_basecurrencyid_value";
+        let mut told = self.optional(&format!("{settings},expirechangetrackingindays"), call).await?;
+        if told.is_null() {
+            // One property that an older service does not know makes the whole request fail (section 2.1).
+            told = self.optional(settings, call).await?;
+        }
+        let settings = told;
         let settings = settings.pointer("/value/0").unwrap_or(&Value::Null);
         Ok(EnvironmentIdentity {
             organization_id,
@@ -208,7 +249,7 @@ impl RowSource for DataverseSource {
             PageRequest::Link(link) => (link.clone(), true),
         };
         if link
-            && address.contains("deltatoken")
+            && address.contains(DELTA_TOKEN)
             && let Err(error) = self.client.check_link(&address)
         {
             // The environment has moved to another address since; its tokens did not move with it.
@@ -216,10 +257,13 @@ impl RowSource for DataverseSource {
             return Err(SourceError::TokenExpired { table: table.table.clone() });
         }
         let what = format!("reading table {}", table.table);
+        let tracked = self.is_tracked(table, page);
+        let session = self.session(table);
+        let headers: Vec<(&str, &str)> = session.iter().map(|token| (SESSION_ASKED, token.as_str())).collect();
         loop {
-            let prefer = self.prefer(table, page);
-            let read =
-                self.client.read_page(&slot, &address, Some(&prefer), SharedSink::clone(&sink), &what, call).await;
+            let prefer = self.prefer(table, tracked);
+            let sink = SharedSink::clone(&sink);
+            let read = self.client.read_page(&slot, &address, Some(&prefer), &headers, sink, &what, call).await;
             let error = match read {
                 Ok(end) => return Ok(end),
                 Err(error) => error,
@@ -248,7 +292,7 @@ impl RowSource for DataverseSource {
         let path = format!("{}({key})?$select={primary}", table.entity_set);
         match self.client.get(&slot, &path, None, &[], SMALL_BYTES_MAX, call).await {
             Ok(_) => Ok(true),
-            Err(RequestError::Service { status: 404, .. }) => Ok(false),
+            Err(error) if error.status() == Some(404) => Ok(false),
             Err(error) => Err(refusals::of_table(&table.table, error, false)),
         }
     }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use dynavault_model::{
-    Abilities, Birth, Call, Clock, ContentColumn, PageRequest, Row, RowKey, RowTarget, RowWrite, SharedSink,
-    SourceError, TableRules, TableSchema, Upload, WriteKind, WriteOptions, WriteOutcome,
+    Abilities, Birth, Call, Clock, ContentColumn, Row, RowKey, RowTarget, RowWrite, SharedSink, SourceError,
+    TableRules, TableSchema, Upload, WriteKind, WriteOptions, WriteOutcome,
 };
 
 use crate::abilities;
@@ -152,6 +152,7 @@ impl RowTarget for DataverseTarget {
             bulk_create: bulk.create.contains(name) && !is_activity,
             bulk_update: bulk.update.contains(name),
             headers: headers(options, self.bypass(options, call).await?),
+            creation_refused: &self.known.creation_refused,
             sizes: &self.sizes,
             clock: &*self.clock,
             slot: self.source.slot(name).as_ref().clone(),
@@ -205,7 +206,7 @@ impl DataverseTarget {
             column,
             key,
             wire: &Wire::new(table, sets),
-            prefer: &self.source.prefer(table, &PageRequest::First { tracked: false }),
+            prefer: &self.source.prefer(table, false),
             headers: &headers,
             call,
         };

@@ -1,6 +1,6 @@
 //! The requests that bring a row into a state (`dataverse`, section 6.5).
 
-use dynavault_model::{Guard, Row, RowId, RowWrite};
+use dynavault_model::{Guard, Row, RowId, RowWrite, TableSchema};
 use dynavault_odata::Method;
 
 use crate::rules::rules;
@@ -9,6 +9,10 @@ use crate::wire::{Object, Purpose, Unwritable, Wire, lookup, only, plain_text, w
 
 /// The status of a message that leaves the choice to the service.
 const DEFAULT_STATUS: &[u8] = b"-1";
+
+/// When and for how much a row was closed, as a close activity says it.
+const ENDED: &str = "actualend";
+const EARNED: &str = "actualrevenue";
 
 /// Method, path, condition and body of one request.
 type Request = (Method, String, Option<String>, Vec<u8>);
@@ -65,8 +69,7 @@ pub(crate) fn parts(
     Ok(parts)
 }
 
-/// The body of a message that closes a row. The close activity gets the id and the plain values of the one that was captured; its
-/// lookups stay with what the service gives them, because a missing target of theirs would keep the row from being closed.
+/// The body of a message that closes a row. The close activity gets the id and the values of the one that was captured.
 fn close_body(
     message: &CloseMessage,
     wire: &Wire<'_>,
@@ -79,28 +82,30 @@ fn close_body(
     let navigation = close.and_then(|close| close.navigation(message.parent, wire.table_name()));
     let navigation = navigation.unwrap_or(message.parent);
     activity.text(&format!("{navigation}@odata.bind"), &format!("/{}", wire.address(&row.key)?));
+    let mut said = Outcome::default();
     if let (Some(captured), Some(close)) = (&row.close, close) {
         let id = with_row(captured, |captured| captured.get("activityid").and_then(plain_text))?;
         if let Some(id) = id {
             activity.text("activityid", crate::wire::id(&id)?);
         }
+        said = with_row(captured, |captured| with_row(&row.set, |set| Outcome::of(captured, set)))??;
         let rules = rules(close.table());
-        let own = with_row(&row.set, |set| (set.get(CLOSED_ON).is_some(), set.get(CLOSED_VALUE).is_some()))?;
-        let is_plain = |member: &str| {
-            if (member == "actualend" && own.0) || (member == "actualrevenue" && own.1) {
-                return false;
-            }
+        let taker = rules.created_on.as_ref().map(|(taker, _)| taker.as_str());
+        let parent = format!("_{}_value", message.parent);
+        let goes_along = |member: &str| {
+            let outcome =
+                (member == ENDED && said.day == Said::Otherwise) || (member == EARNED && said.value == Said::Otherwise);
             let state = rules.state.as_ref().is_some_and(|rule| rule.state == member || rule.status == member);
-            lookup(member).is_none() && !state && rules.column(member).is_some_and(|rule| rule.create)
+            let written = rules.column(member).is_some_and(|rule| rule.create) || taker == Some(member);
+            written && !outcome && !state && member != parent
         };
-        let plain = only(captured, is_plain)?;
-        let plain = without_nulls(&plain)?;
-        close.members(&plain, Purpose::Create, &mut activity)?;
+        let members = without_nulls(&only(captured, goes_along)?)?;
+        close.members(&members, Purpose::Create, &mut activity)?;
     }
     if row.close.is_none() {
         activity.text("activityid", &passing.to_string());
     }
-    outcome(row, &mut activity)?;
+    said.complete(row, &mut activity)?;
     let status = with_row(&row.set, |set| set.get("statuscode").filter(|value| *value != b"null").map(<[u8]>::to_vec))?;
     let mut body = Object::new();
     body.raw("Status", status.as_deref().unwrap_or(DEFAULT_STATUS));
@@ -108,18 +113,88 @@ fn close_body(
     Ok(body.finish())
 }
 
-/// When and for how much it was closed, in the words of the close activity: the service copies both back into the row.
-fn outcome(row: &RowWrite, activity: &mut Object) -> Result<(), Unwritable> {
-    with_row(&row.set, |set| {
-        let given = |member: &str| set.get(member).filter(|value| *value != b"null");
-        if let Some(day) = given(CLOSED_ON).and_then(plain_text) {
-            let time = if day.len() == 10 { format!("{day}T00:00:00Z") } else { day };
-            activity.text("actualend", &time);
+/// What is left out of a close activity, more and more, where the service refuses to close a row with all of it.
+pub(crate) const LESS: [Less; 3] = [Less::Owner, Less::Lookups, Less::CreationTime];
+
+/// See [`LESS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Less {
+    /// The owner, who may not be able to own rows any more.
+    Owner,
+    /// Every lookup: what one names may be gone.
+    Lookups,
+    /// The time of its creation as well.
+    CreationTime,
+}
+
+/// A captured close activity without some of it; none when that changes nothing.
+pub(crate) fn reduced(close: &TableSchema, captured: &[u8], less: Less) -> Result<Option<Vec<u8>>, Unwritable> {
+    let rules = rules(close);
+    let taker = rules.created_on.as_ref().map(|(taker, _)| taker.as_str());
+    let stays = |member: &str| {
+        rules.owner.as_deref() != Some(member)
+            && (less < Less::Lookups || lookup(member).is_none())
+            && (less < Less::CreationTime || taker != Some(member))
+    };
+    let plain = only(captured, stays)?;
+    Ok((plain.len() < captured.len()).then_some(plain))
+}
+
+/// What of the outcome of a row the captured close activity says as the row does.
+#[derive(Debug, Clone, Copy, Default)]
+struct Outcome {
+    day: Said,
+    value: Said,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Said {
+    /// The row says nothing that is to be written.
+    #[default]
+    Nothing,
+    /// The same: the activity keeps its own words, which are more exact.
+    Alike,
+    /// Otherwise: the service copies it back into the row, so the row's own value counts.
+    Otherwise,
+}
+
+impl Outcome {
+    fn of(captured: &Row<'_>, set: &Row<'_>) -> Self {
+        let given = |row: &Row<'_>, member: &str| {
+            row.get(member).filter(|value| *value != b"null").map(|value| String::from_utf8_lossy(value).into_owned())
+        };
+        let compare = |own: &str, activity: &str, same: fn(&str, &str) -> bool| match given(set, own) {
+            None => Said::Nothing,
+            Some(own) if given(captured, activity).is_some_and(|said| same(&own, &said)) => Said::Alike,
+            Some(_) => Said::Otherwise,
+        };
+        let same_day = |own: &str, said: &str| own.get(1..11).is_some_and(|day| said.get(1..11) == Some(day));
+        Self {
+            day: compare(CLOSED_ON, ENDED, same_day),
+            value: compare(CLOSED_VALUE, EARNED, |own, said| amount_of(own) == amount_of(said)),
         }
-        if let Some(value) = given(CLOSED_VALUE) {
-            activity.raw("actualrevenue", value);
-        }
-    })
+    }
+
+    /// When and for how much the row was closed, in the words of the close activity, where those do not say it.
+    fn complete(self, row: &RowWrite, activity: &mut Object) -> Result<(), Unwritable> {
+        let wanted = |said: Said| said != Said::Alike;
+        with_row(&row.set, |set| {
+            let given = |member: &str| set.get(member).filter(|value| *value != b"null");
+            if let Some(day) = given(CLOSED_ON).and_then(plain_text).filter(|_| wanted(self.day)) {
+                let time = if day.len() == 10 { format!("{day}T00:00:00Z") } else { day };
+                activity.text(ENDED, &time);
+            }
+            if let Some(value) = given(CLOSED_VALUE).filter(|_| wanted(self.value)) {
+                activity.raw(EARNED, value);
+            }
+        })
+    }
+}
+
+/// An amount without the zeros at its end.
+fn amount_of(text: &str) -> (&str, &str) {
+    let (whole, places) = text.split_once('.').unwrap_or((text, ""));
+    (whole, places.trim_end_matches('0'))
 }
 
 fn without_nulls(bytes: &[u8]) -> Result<Vec<u8>, Unwritable> {

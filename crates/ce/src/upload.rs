@@ -212,6 +212,8 @@ impl Uploader<'_> {
         };
         let named = begun.headers.get("x-ms-chunk-size").and_then(|size| size.trim().parse().ok());
         let chunk = named.filter(|size| *size > 0).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES);
+        // Each chunk repeats the name where a header can hold it (section 7.1: ASCII).
+        let name = upload.name.as_deref().filter(|name| name.bytes().all(|byte| matches!(byte, b' '..=b'~')));
         let mut reader = self.open(upload).await?;
         let mut offset = 0_u64;
         while offset < upload.size {
@@ -220,7 +222,9 @@ impl Uploader<'_> {
             reader = rest;
             let last = offset + bytes.len() as u64 - 1;
             let range = format!("bytes {offset}-{last}/{}", upload.size);
-            self.send(Method::Patch, &session, &[("Content-Range", range.as_str())], BINARY, bytes).await?;
+            let headers = [Some(("Content-Range", range.as_str())), name.map(|name| ("x-ms-file-name", name))];
+            let headers: Vec<(&str, &str)> = headers.into_iter().flatten().collect();
+            self.send(Method::Patch, &session, &headers, BINARY, bytes).await?;
             offset = last + 1;
         }
         Ok(())
@@ -340,7 +344,7 @@ impl Uploader<'_> {
         match verdict(tried, refused) {
             Verdict::Row(outcome) => Ended::Outcome(outcome),
             Verdict::Stop => Ended::Failed(stopped(&self.table.table, refused.clone())),
-            Verdict::LookAtState | Verdict::Make => {
+            Verdict::LookAtState | Verdict::Make | Verdict::Untagged => {
                 Ended::Outcome(WriteOutcome::Rejected(rejection(refused, RejectionClass::Row)))
             }
         }

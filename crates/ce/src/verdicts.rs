@@ -5,15 +5,18 @@
 //! words and is never tried again in another form.
 
 use dynavault_model::{Rejection, RejectionClass, RowKey, SourceError, TableRef, WriteKind, WriteOutcome};
+use dynavault_odata::fault::privilege;
 use dynavault_odata::{Refusal, RefusalClass, RequestError};
 
 /// The row is in the state already, or cannot be closed because it is (section 6.5).
 const IN_STATE_ALREADY: [u32; 2] = [0x8004_051a, 0x8004_0516];
-/// The step is not possible from the state the row is in: another write may have brought it there (section 6.5).
-const NO_STEP_FROM_HERE: u32 = 0x8004_f00e;
 /// The signed-in user has no licence or is not in the environment; in a write on behalf of another user, that one is meant
 /// (section 9.3). That a user is disabled (0x8004a112) is said of owners too: our own would not have come this far.
 const NOT_LET_IN: [u32; 2] = [0x8004_d24b, 0x8007_2560];
+/// Privileges that bypassing custom logic takes (section 6.10).
+const BYPASSES: [&str; 2] = ["prvBypassCustomPlugins", "prvBypassCustomBusinessLogic"];
+/// A privilege is missing (section 6.16).
+const PRIVILEGES: [u32; 2] = [0x8004_0220, 0x8004_0299];
 /// Restoring from the bin: a row with the id exists, under the two codes that Microsoft's page gives (section 6.15). Every other
 /// refusal ends in making the row, also that a row it refers to is missing: two deleted rows may refer to each other.
 const BIN_DUPLICATE: [u32; 2] = [0x8004_9939, 0x8004_4a02];
@@ -60,6 +63,8 @@ pub(crate) enum Verdict {
     LookAtState,
     /// The bin does not give the row back; it can be made.
     Make,
+    /// The table compares no entity tags, whatever its metadata says; the comparison is ours to make.
+    Untagged,
     /// No write of this run can succeed.
     Stop,
 }
@@ -76,11 +81,13 @@ pub(crate) fn verdict(tried: Tried<'_>, refused: &Refused) -> Verdict {
         // It stayed so until the budget of pauses was spent; nothing was done.
         (_, RefusalClass::Throttled) => WriteOutcome::NotSent,
         (WriteKind::Undelete, _) if BIN_DUPLICATE.contains(&code) => conflict(),
-        (WriteKind::Undelete, RefusalClass::Table) => rejected(RejectionClass::Table),
         (WriteKind::Undelete, _) => return Verdict::Make,
-        (WriteKind::State, _) if IN_STATE_ALREADY.contains(&code) || code == NO_STEP_FROM_HERE => {
+        // The row may be in the state already, or another write may have brought it to where no such step leads on.
+        (WriteKind::State, RefusalClass::State | RefusalClass::Closed | RefusalClass::AlreadySo) => {
             return Verdict::LookAtState;
         }
+        (WriteKind::State, _) if IN_STATE_ALREADY.contains(&code) => return Verdict::LookAtState,
+        (WriteKind::Update | WriteKind::Delete, RefusalClass::NoEntityTags) => return Verdict::Untagged,
         (WriteKind::Create, RefusalClass::AlreadySo) | (WriteKind::Delete, RefusalClass::Missing) => {
             WriteOutcome::Unchanged
         }
@@ -103,8 +110,24 @@ pub(crate) fn verdict(tried: Tried<'_>, refused: &Refused) -> Verdict {
 
 /// Whether no write of this run can succeed.
 fn stops(refused: &Refused, on_behalf: bool) -> bool {
+    if lacks_bypass(refused).is_some() {
+        return true;
+    }
     let not_let_in = refused.code.is_some_and(|code| NOT_LET_IN.contains(&code));
     if not_let_in { !on_behalf } else { refused.class == RefusalClass::Environment }
+}
+
+/// The privilege that is missing where custom logic may not be bypassed: every write of the run says the same (section 6.10).
+fn lacks_bypass(refused: &Refused) -> Option<&str> {
+    let name = privilege(&refused.message).filter(|_| refused.class == RefusalClass::Table)?;
+    BYPASSES.contains(&name).then_some(name)
+}
+
+/// Whether a refusal of a missing privilege is about `principal`, and not about who writes: a new owner has to be able to read
+/// the table (section 6.7).
+pub(crate) fn is_about_principal(refused: &Refused, principal: &str) -> bool {
+    refused.code.is_some_and(|code| PRIVILEGES.contains(&code))
+        && refused.message.to_ascii_lowercase().contains(&principal.to_ascii_lowercase())
 }
 
 /// Whether a refusal of a whole bulk message concerns every row of it, so that taking it apart would change nothing.
@@ -119,6 +142,12 @@ pub(crate) fn rejection(refused: &Refused, class: RejectionClass) -> Rejection {
 
 /// Why the run stops, in the words of the reading side.
 pub(crate) fn stopped(table: &TableRef, refused: Refused) -> SourceError {
+    if let Some(name) = lacks_bypass(&refused) {
+        let remedy =
+            format!("give the user who restores the privilege {name}, or let custom logic run with --run-automation");
+        let reason = format!("the environment does not let custom logic be bypassed: {}", refused.message);
+        return SourceError::StopRun { reason, remedy: Some(remedy) };
+    }
     let Refused { status, code, message, .. } = refused;
     let error = RequestError::Service { status, code, message, request_id: None };
     if code.is_some() { crate::refusals::of_run(error) } else { crate::refusals::of_table(table, error, false) }
@@ -208,6 +237,17 @@ mod tests {
         assert_eq!(class(&verdict(tried, &stranger)), Some(RejectionClass::Row));
         let owner = refused(403, 0x8004_a112, "The system user was disabled.");
         assert_eq!(class(&of(WriteKind::Create, false, &owner)), Some(RejectionClass::Owner));
+    }
+
+    #[test]
+    fn a_state_that_is_refused_is_looked_at_and_versions_are_compared_otherwise() {
+        for code in [0x8004_8408, 0x8004_f00e, 0x8004_f856, 0x8004_0230, 0x8004_051a] {
+            assert_eq!(of(WriteKind::State, false, &refused(400, code, "no")), Verdict::LookAtState, "{code:x}");
+        }
+        let untagged = refused(400, 0x8006_088d, "optimistic concurrency is not enabled");
+        assert_eq!(of(WriteKind::Update, false, &untagged), Verdict::Untagged);
+        assert_eq!(of(WriteKind::Delete, false, &untagged), Verdict::Untagged);
+        assert_eq!(class(&of(WriteKind::Create, false, &untagged)), Some(RejectionClass::Row));
     }
 
     #[test]

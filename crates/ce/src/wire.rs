@@ -148,6 +148,17 @@ pub(crate) fn only(bytes: &[u8], keep: impl Fn(&str) -> bool) -> Result<Vec<u8>,
     })
 }
 
+/// The members of an object but the address of its description, which only a row that comes alone has.
+pub(crate) fn without_context(bytes: &[u8]) -> Result<Vec<u8>, Unwritable> {
+    with_row(bytes, |row| {
+        let mut kept = Object::new();
+        for member in row.members().iter().filter(|member| row.key(member) != b"@odata.context") {
+            kept.raw(&String::from_utf8_lossy(row.key(member)), row.value(member));
+        }
+        kept.finish()
+    })
+}
+
 /// The id of a row as it goes into an address; anything else would let a key escape from its place there.
 pub(crate) fn id(text: &str) -> Result<&str, Unwritable> {
     RowId::from_guid(text.as_bytes()).map(|_| text).filter(|text| !text.starts_with('{')).ok_or(Unwritable::Key)

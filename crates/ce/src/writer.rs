@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,13 +14,14 @@ use dynavault_model::{
     Call, Clock, Guard, Rejection, RejectionClass, RowId, RowWrite, SourceError, TableSchema, WriteKind, WriteOptions,
     WriteOutcome,
 };
+use dynavault_odata::fault::privilege;
 use dynavault_odata::governor::RequestKind;
 use dynavault_odata::refusal::classify;
 use dynavault_odata::{
-    Atomicity, BatchRequest, ErrorBody, Item, Method, OnError, Part, PartReply, Refusal, UserSlot, WriteFault,
-    WriteReply, WriteRequest,
+    Atomicity, BatchRequest, ErrorBody, Item, Method, OnError, Part, PartReply, Refusal, RefusalClass, UserSlot,
+    WriteFault, WriteReply, WriteRequest,
 };
-use serde::Deserialize;
+use serde_json::Value;
 
 use crate::bulk::{self, Answer, Fate};
 use crate::definition::{Definition, ManyToMany};
@@ -28,13 +30,19 @@ use crate::look;
 use crate::refusals;
 use crate::sizes::Sizes;
 use crate::source::DataverseSource;
-use crate::verdicts::{Refused, Tried, Verdict, rejection, stopped, verdict};
+use crate::transitions::{LESS, reduced};
+use crate::verdicts::{Refused, Tried, Verdict, is_about_principal, rejection, stopped, verdict};
 use crate::wire::{Object, Purpose, Sets, Unwritable, Wire, address, array, id, plain_text, with_row};
 
 /// Largest answer to a batch: each part answers with a few headers, or with an error and its trace.
 const BATCH_ANSWER_BYTES_MAX: usize = 32 << 20;
 /// Which rows of an elastic table failed (section 6.12).
 const ELASTIC_DETAILS: &str = "Plugin.BulkApiErrorDetails";
+/// Column that takes the original time of creation, and the privilege for it (section 6.6).
+const CREATION: &str = "overriddencreatedon";
+const CREATION_PRIVILEGE: &str = "prvOverrideCreatedOnCreatedBy";
+/// Said of a row that is not the version it was to be.
+const CHANGED: &str = "the row has changed since it was read";
 /// Columns that say in which state a row is.
 const STATE_COLUMNS: [&str; 2] = ["statecode", "statuscode"];
 
@@ -51,6 +59,8 @@ pub(crate) struct Writer<'a> {
     pub(crate) bulk_create: bool,
     pub(crate) bulk_update: bool,
     pub(crate) headers: Vec<(String, String)>,
+    /// The service was found to refuse the time of creation.
+    pub(crate) creation_refused: &'a AtomicBool,
     pub(crate) sizes: &'a Sizes,
     pub(crate) clock: &'a dyn Clock,
     pub(crate) slot: UserSlot,
@@ -81,8 +91,34 @@ pub(crate) fn headers(options: &WriteOptions, bypass: Bypass) -> Vec<(String, St
 }
 
 impl Writer<'_> {
-    /// Writes the rows.
+    /// Writes the rows; without their times of creation where the service does not let us keep them, which it may tell only
+    /// now (section 6.6).
     pub(crate) async fn write(&self, kind: WriteKind, rows: &[RowWrite]) -> Outcomes {
+        if !matches!(kind, WriteKind::Create | WriteKind::Undelete) {
+            return self.write_as_given(kind, rows).await;
+        }
+        if self.creation_refused.load(Ordering::Relaxed) {
+            return self.write_as_given(kind, &rows.iter().map(without_creation).collect::<Vec<_>>()).await;
+        }
+        let mut outcomes = self.write_as_given(kind, rows).await?;
+        let refused: Vec<usize> = (0..rows.len()).filter(|index| refuses_creation(&outcomes[*index])).collect();
+        if refused.is_empty() {
+            return Ok(outcomes);
+        }
+        if !self.creation_refused.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                privilege = CREATION_PRIVILEGE,
+                "the user who restores may not keep the time of creation; rows will be as new"
+            );
+        }
+        let again: Vec<RowWrite> = refused.iter().map(|index| without_creation(&rows[*index])).collect();
+        for (index, outcome) in refused.into_iter().zip(self.write_as_given(kind, &again).await?) {
+            outcomes[index] = outcome;
+        }
+        Ok(outcomes)
+    }
+
+    async fn write_as_given(&self, kind: WriteKind, rows: &[RowWrite]) -> Outcomes {
         let rows: Vec<&RowWrite> = rows.iter().collect();
         match kind {
             WriteKind::Undelete => self.undelete(&rows).await,
@@ -147,7 +183,7 @@ impl Writer<'_> {
         }
         // All rows have the same caller, or this would not be a bulk message.
         let headers = rows.first().map(|row| self.headers_of(row)).unwrap_or_default();
-        let send = |range: Range<usize>| self.send_bulk(kind, message, &items[range], &headers);
+        let send = |range: Range<usize>| self.send_bulk(kind, message, (&items[range], rows), &headers);
         let (fates, error) = bulk::divide(items.len(), send).await;
         // What was written before is worth more than the reason why it cannot go on, which the next call meets.
         if let Some(error) = error.filter(|_| !fates.contains(&Fate::Done)) {
@@ -177,7 +213,7 @@ impl Writer<'_> {
         &self,
         kind: WriteKind,
         message: &str,
-        items: &[(usize, Vec<u8>)],
+        (items, rows): (&[(usize, Vec<u8>)], &[&RowWrite]),
         headers: &[(String, String)],
     ) -> Result<Answer, SourceError> {
         let elastic = self.definition.is_elastic();
@@ -199,9 +235,15 @@ impl Writer<'_> {
         };
         let sending = self.source.client.write(&self.slot, &request, self.call);
         match self.timed(kind, items.len(), sending).await {
-            Ok(WriteReply::Done(_)) => Ok(Answer::Done),
+            Ok(WriteReply::Done(reply)) => {
+                self.source.note_session(self.table, &reply.headers);
+                Ok(Answer::Done)
+            }
             Ok(WriteReply::Refused(refusal)) if refusal.is_partial() => Ok(partly(&refusal, items.len())),
-            Ok(WriteReply::Refused(refusal)) => Ok(Answer::Refused(Refused::from(&refusal))),
+            Ok(WriteReply::Refused(refusal)) => {
+                let sent = items.iter().map(|(index, _)| rows[*index]);
+                Ok(Answer::Refused(self.refused(&refusal, sent)))
+            }
             Err(WriteFault::NotDone(error)) => Err(refusals::of_run(error)),
             Err(WriteFault::Unknown { message, .. }) => Ok(Answer::Lost(message)),
             Err(other) => Ok(Answer::Lost(other.to_string())),
@@ -212,8 +254,24 @@ impl Writer<'_> {
         match verdict(tried, refused) {
             Verdict::Row(outcome) => Ok(outcome),
             Verdict::Stop => Err(stopped(&self.table.table, refused.clone())),
-            Verdict::LookAtState | Verdict::Make => Ok(WriteOutcome::Rejected(rejection(refused, RejectionClass::Row))),
+            Verdict::LookAtState | Verdict::Make | Verdict::Untagged => {
+                Ok(WriteOutcome::Rejected(rejection(refused, RejectionClass::Row)))
+            }
         }
+    }
+
+    /// A refusal of these rows. A privilege that is missing may be one of the new owner's, who is named then.
+    fn refused<'b>(&self, refusal: &Refusal, mut rows: impl Iterator<Item = &'b RowWrite>) -> Refused {
+        let refused = Refused::from(refusal);
+        let owns = |row: &RowWrite| self.owner_of(row).is_some_and(|owner| is_about_principal(&refused, &owner));
+        if rows.any(owns) { Refused { class: RefusalClass::Owner, ..refused } } else { refused }
+    }
+
+    /// The owner that a row is to have.
+    fn owner_of(&self, row: &RowWrite) -> Option<String> {
+        let column = self.definition.attributes().iter().find(|attribute| attribute.kind() == "OwnerType")?;
+        let member = format!("_{}_value", column.logical_name);
+        with_row(&row.set, |set| set.get(&member).and_then(plain_text)).ok().flatten()
     }
 
     /// Learns the size of the next request from the time this one takes. Pauses that the service asked for say nothing about
@@ -234,8 +292,47 @@ impl Writer<'_> {
     // Batches.
 
     async fn batch(&self, kind: WriteKind, rows: &[&RowWrite]) -> Outcomes {
-        let (outcomes, _) = self.batch_with_verdicts(kind, rows).await?;
+        let (mut outcomes, open) = self.batch_with_verdicts(kind, rows).await?;
+        let untagged = open.iter().filter(|(_, verdict)| *verdict == Verdict::Untagged).map(|(index, _)| *index);
+        let untagged: Vec<usize> = untagged.collect();
+        if !untagged.is_empty() {
+            let compared: Vec<&RowWrite> = untagged.iter().map(|index| rows[*index]).collect();
+            for (index, outcome) in untagged.into_iter().zip(self.untagged(kind, &compared).await?) {
+                outcomes[index] = outcome;
+            }
+        }
         Ok(outcomes)
+    }
+
+    /// Writes rows of a table that refuses to compare entity tags: they are compared here, just before (section 6.16).
+    async fn untagged(&self, kind: WriteKind, rows: &[&RowWrite]) -> Outcomes {
+        let changed = self.changed(rows).await?;
+        let same: Vec<usize> = (0..rows.len()).filter(|index| !changed[*index]).collect();
+        let plain: Vec<RowWrite> =
+            same.iter().map(|index| RowWrite { guard: Guard::Present, ..rows[*index].clone() }).collect();
+        let mut outcomes = vec![WriteOutcome::Conflict { message: CHANGED.to_string() }; rows.len()];
+        let (sent, _) = self.batch_with_verdicts(kind, &plain.iter().collect::<Vec<_>>()).await?;
+        for (index, outcome) in same.into_iter().zip(sent) {
+            outcomes[index] = outcome;
+        }
+        Ok(outcomes)
+    }
+
+    /// Which of the rows are no longer the version that their guards name.
+    async fn changed(&self, rows: &[&RowWrite]) -> Result<Vec<bool>, SourceError> {
+        let guarded: Vec<_> =
+            rows.iter().filter(|row| matches!(row.guard, Guard::Unchanged(_))).map(|row| &row.key).collect();
+        let mut changed = vec![false; rows.len()];
+        if !guarded.is_empty() {
+            let live = look::members(self.source, self.table, &[], &guarded, self.call).await?;
+            for (row, changed) in rows.iter().zip(&mut changed) {
+                if let Guard::Unchanged(etag) = &row.guard {
+                    let tag = live.get(&row.key.id.to_ascii_lowercase()).and_then(|row| row["@odata.etag"].as_str());
+                    *changed = tag != Some(etag);
+                }
+            }
+        }
+        Ok(changed)
     }
 
     /// The outcomes, and the rows that need another look or another way, by index.
@@ -269,11 +366,14 @@ impl Writer<'_> {
             let answers: Vec<PartReply> = answers.by_ref().take(item.parts().len()).collect();
             // The parts of a change set share their fate; the last says it.
             outcomes[index] = match answers.into_iter().last() {
-                Some(PartReply::Done(_)) => WriteOutcome::Done,
+                Some(PartReply::Done(reply)) => {
+                    self.source.note_session(self.table, &reply.headers);
+                    WriteOutcome::Done
+                }
                 Some(PartReply::Unknown { message }) => WriteOutcome::Unknown { message },
                 Some(PartReply::NotSent) | None => WriteOutcome::NotSent,
                 Some(PartReply::Refused(refusal)) => {
-                    let refused = Refused::from(&refusal);
+                    let refused = self.refused(&refusal, std::iter::once(rows[index]));
                     match verdict(self.tried(kind, rows[index]), &refused) {
                         Verdict::Row(outcome) => outcome,
                         Verdict::Stop => return Err(stopped(&self.table.table, refused)),
@@ -319,7 +419,7 @@ impl Writer<'_> {
                 part(Method::Patch, address()?, Some(("If-None-Match", "*")), body)
             }
             WriteKind::Undelete => {
-                let set = crate::wire::only(&row.set, |member| member != "overriddencreatedon")?;
+                let set = crate::wire::only(&row.set, |member| member != CREATION)?;
                 let mut body = Object::new();
                 body.raw("Target", &self.wire.item(&row.key, &set, Purpose::Update)?.finish());
                 part(Method::Post, "Restore".to_string(), None, body.finish())
@@ -401,24 +501,13 @@ impl Writer<'_> {
 
     /// Messages and collections take no entity tag, so rows that must not have changed are looked at first.
     async fn guarded_messages(&self, kind: WriteKind, rows: &[&RowWrite]) -> Outcomes {
-        let guarded: Vec<_> =
-            rows.iter().filter(|row| matches!(row.guard, Guard::Unchanged(_))).map(|row| &row.key).collect();
-        let mut changed = vec![false; rows.len()];
-        if !guarded.is_empty() {
-            let live = look::members(self.source, self.table, &[], &guarded, self.call).await?;
-            for (row, changed) in rows.iter().zip(&mut changed) {
-                if let Guard::Unchanged(etag) = &row.guard {
-                    let tag = live.get(&row.key.id.to_ascii_lowercase()).and_then(|row| row["@odata.etag"].as_str());
-                    *changed = tag != Some(etag);
-                }
-            }
-        }
+        let changed = self.changed(rows).await?;
         let places: Vec<usize> = (0..rows.len()).filter(|index| !changed[*index]).collect();
         let unchanged: Vec<&RowWrite> = places.iter().map(|index| rows[*index]).collect();
-        let message = "the row has changed since it was read".to_string();
-        let mut outcomes = vec![WriteOutcome::Conflict { message }; rows.len()];
+        let mut outcomes = vec![WriteOutcome::Conflict { message: CHANGED.to_string() }; rows.len()];
         let (mut sent, open) = self.batch_with_verdicts(kind, &unchanged).await?;
         self.look_at_states(&unchanged, &open, &mut sent).await?;
+        self.close_with_less(&unchanged, &mut sent).await?;
         for (index, outcome) in places.into_iter().zip(sent) {
             outcomes[index] = outcome;
         }
@@ -465,6 +554,34 @@ impl Writer<'_> {
         Ok(())
     }
 
+    /// Closes rows with less and less of their captured activities where the service refuses all of it: a row that cannot be named
+    /// any more, or an owner that cannot own, must not keep a row from being closed.
+    async fn close_with_less(&self, rows: &[&RowWrite], outcomes: &mut [WriteOutcome]) -> Result<(), SourceError> {
+        let Some(close) = self.related.as_deref() else { return Ok(()) };
+        for less in LESS {
+            let mut again: Vec<(usize, RowWrite)> = Vec::new();
+            for (index, row) in rows.iter().enumerate() {
+                let refused = matches!(outcomes.get(index), Some(WriteOutcome::Rejected(_)));
+                let Some(captured) = row.close.as_deref().filter(|_| refused) else { continue };
+                if let Ok(Some(reduced)) = reduced(close, captured, less) {
+                    again.push((index, RowWrite { close: Some(reduced.into()), ..(*row).clone() }));
+                }
+            }
+            if again.is_empty() {
+                continue;
+            }
+            let writes: Vec<&RowWrite> = again.iter().map(|(_, row)| row).collect();
+            let (sent, _) = self.batch_with_verdicts(WriteKind::State, &writes).await?;
+            for ((index, _), outcome) in again.iter().zip(sent) {
+                // The first refusal is about the whole of it, and is what is reported in the end.
+                if !matches!(outcome, WriteOutcome::Rejected(_) | WriteOutcome::NotSent) {
+                    outcomes[*index] = outcome;
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn undelete(&self, rows: &[&RowWrite]) -> Outcomes {
         let (mut outcomes, open) = self.batch_with_verdicts(WriteKind::Undelete, rows).await?;
         let make: Vec<usize> = open.iter().map(|(index, _)| *index).collect();
@@ -480,24 +597,38 @@ impl Writer<'_> {
     }
 }
 
+/// Whether a row was refused because its time of creation may not be kept.
+fn refuses_creation(outcome: &WriteOutcome) -> bool {
+    matches!(outcome, WriteOutcome::Rejected(refusal) if privilege(&refusal.message) == Some(CREATION_PRIVILEGE))
+}
+
+/// A row that will be as new.
+fn without_creation(row: &RowWrite) -> RowWrite {
+    let set = crate::wire::only(&row.set, |member| member != CREATION);
+    RowWrite { set: set.map_or_else(|_| Arc::clone(&row.set), Into::into), ..row.clone() }
+}
+
 /// Which rows of an elastic table were refused, as the service lists them (section 6.12).
 fn partly(refusal: &Refusal, rows: usize) -> Answer {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Failed {
-        request_index: usize,
-        #[serde(default)]
-        status_code: u16,
-    }
-    let failed = refusal.detail(ELASTIC_DETAILS).and_then(|text| serde_json::from_str::<Vec<Failed>>(&text).ok());
-    let Some(failed) = failed.filter(|failed| failed.iter().all(|one| one.request_index < rows)) else {
+    // Numbers may be printed as texts.
+    let number = |value: &Value| value.as_u64().or_else(|| value.as_str()?.trim().parse().ok());
+    let listed = refusal.detail(ELASTIC_DETAILS).and_then(|text| serde_json::from_str::<Vec<Value>>(&text).ok());
+    let failed = listed.and_then(|listed| {
+        let one = |one: &Value| {
+            let place = usize::try_from(number(&one["RequestIndex"])?).ok().filter(|place| *place < rows)?;
+            Some((place, u16::try_from(number(&one["StatusCode"]).unwrap_or(0)).unwrap_or(0)))
+        };
+        listed.iter().map(one).collect::<Option<Vec<_>>>()
+    });
+    let Some(failed) = failed else {
         return Answer::Lost("the service does not say which rows it wrote".into());
     };
-    let refused = failed.into_iter().map(|one| {
+    // Rows that were written may be in the list as well.
+    let failed = failed.into_iter().filter(|(_, status)| !(200..300).contains(status));
+    let refused = failed.map(|(place, status)| {
         let message = refusal.message.clone();
-        let class = classify(one.status_code, &ErrorBody { code: None, message: message.clone() });
-        let printed_code = one.status_code.to_string();
-        (one.request_index, Refused { status: one.status_code, code: None, printed_code, message, class })
+        let class = classify(status, &ErrorBody { code: None, message: message.clone() });
+        (place, Refused { status, code: None, printed_code: status.to_string(), message, class })
     });
     Answer::Partly(refused.collect())
 }

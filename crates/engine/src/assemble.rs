@@ -81,9 +81,7 @@ impl Engine {
         if let Some(path) = &self.config.catalog.path {
             return Ok(PathBuf::from(path.resolve("catalog.path")?));
         }
-        let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
-        let folder = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).or(home);
-        folder
+        crate::config::user_folder("XDG_STATE_HOME", ".local/state")
             .map(|folder| folder.join("dynavault/catalog.db"))
             .ok_or_else(|| Failure::usage("there is no place for the catalog", "set catalog.path in the configuration"))
     }
@@ -225,7 +223,7 @@ impl Engine {
         let clock = Arc::clone(&self.clock);
         Ok(match use_ {
             VaultUse::Read => Vault::open(store, recipients, identities, clock).await?,
-            VaultUse::Look => Vault::look(store, recipients, identities, clock),
+            VaultUse::Look => Vault::look(store, recipients, identities, clock).await?,
             VaultUse::Write => Vault::open_or_create(store, recipients, identities, clock, TOOL).await?,
         })
     }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use dynavault_catalog::Catalog;
 use dynavault_model::{Call, EnvironmentIdentity, FaultKind, Observer, RunId, RunKind, RunReport, RunStatus, Tally};
 use dynavault_pipeline::{
-    BackupOptions, BackupParts, EnvironmentRun, MemoryBudget, PipelineError, SegmentLimits, TableFilter, TablePlan,
+    BackupOptions, BackupParts, EnvironmentRun, MemoryBudget, PipelineError, SegmentLimits, Selection, TableFilter,
+    TablePlan,
 };
 use dynavault_store::{LockOwner, StoreLock};
 use globset::{Glob, GlobSet, GlobSetBuilder};
@@ -97,9 +98,12 @@ impl<'a> Backup<'a> {
         let selected = if self.request.tables.is_empty() {
             None
         } else {
-            let chosen = globs(&self.request.tables)?;
-            let chosen: TableFilter = Arc::new(move |table: &str| chosen.is_match(table));
-            Some(chosen)
+            let selection = |text: &String| {
+                let glob = globs(std::slice::from_ref(text))?;
+                let matches: TableFilter = Arc::new(move |table: &str| glob.is_match(table));
+                Ok::<_, Failure>(Selection { text: text.clone(), matches })
+            };
+            Some(self.request.tables.iter().map(selection).collect::<Result<Vec<_>, _>>()?)
         };
         Ok(BackupOptions {
             environment: self.environment.name.clone(),
@@ -142,12 +146,7 @@ impl<'a> Backup<'a> {
         let run = RunId::new(self.engine.clock().as_ref());
         let options = self.options(run)?;
         let parts = self.parts(self.engine.catalog().await?, VaultUse::Look).await?;
-        let selected = options.selected.clone();
-        let mut plans = Box::pin(EnvironmentRun::new(parts, options).plan()).await?;
-        if let Some(selected) = selected {
-            plans.retain(|plan| selected(&plan.table));
-        }
-        Ok(plans)
+        Ok(Box::pin(EnvironmentRun::new(parts, options).plan()).await?)
     }
 
     /// Makes one snapshot.

@@ -4,13 +4,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use dynavault_model::{FaultKind, Row, SnapshotId, TableSchema, TableStatus};
-use dynavault_vault::{ContentReference, TableManifest, TableReader, VaultError};
+use dynavault_vault::{ContentReference, Manifest, TableManifest, TableReader, VaultError};
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::assemble::{Engine, VaultUse};
+use crate::config::nearest;
 use crate::failure::Failure;
 use crate::inspect::{SnapshotWanted, blocking, find_manifest};
 
@@ -79,9 +80,10 @@ fn carried(snapshot: SnapshotId, table: &TableManifest) -> Option<Carried> {
     })
 }
 
-/// Where rows go. A file has another name until it is whole, and what is left of a failed export is removed.
+/// Where rows go. A file has another name until it is whole, and what is left of a failed export is removed. What is not a
+/// file (a pipe, a device) is written to, never replaced.
 enum Output {
-    Stdout(Box<dyn Write + Send>),
+    Stream(Box<dyn Write + Send>),
     File { partial: Partial, target: PathBuf, file: std::fs::File },
 }
 
@@ -97,17 +99,28 @@ impl Drop for Partial {
 
 impl Output {
     fn open(path: Option<&Path>) -> Result<Self, Failure> {
-        let Some(target) = path else { return Ok(Self::Stdout(Box::new(std::io::stdout()))) };
+        let Some(named) = path else { return Ok(Self::Stream(Box::new(std::io::stdout()))) };
+        let failed = |error| write_failed(named, &error);
+        // What a link leads to is what is meant.
+        let target = &std::fs::canonicalize(named).unwrap_or_else(|_| named.to_path_buf());
+        match std::fs::metadata(target) {
+            Ok(found) if found.is_dir() => return Err(failed(std::io::ErrorKind::IsADirectory.into())),
+            Ok(found) if !found.is_file() => {
+                let stream = std::fs::OpenOptions::new().write(true).open(target).map_err(failed)?;
+                return Ok(Self::Stream(Box::new(stream)));
+            }
+            _ => {}
+        }
         let mut partial = target.as_os_str().to_owned();
         partial.push(".partial");
         let partial = PathBuf::from(partial);
-        let file = std::fs::File::create(&partial).map_err(|error| write_failed(target, &error))?;
-        Ok(Self::File { partial: Partial(partial), target: target.to_path_buf(), file })
+        let file = std::fs::File::create(&partial).map_err(failed)?;
+        Ok(Self::File { partial: Partial(partial), target: target.clone(), file })
     }
 
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         match self {
-            Self::Stdout(out) => out.write_all(bytes),
+            Self::Stream(out) => out.write_all(bytes),
             Self::File { file, .. } => file.write_all(bytes),
         }
     }
@@ -115,9 +128,23 @@ impl Output {
     /// A file appears under its name only when it is whole.
     fn finish(self) -> std::io::Result<()> {
         match self {
-            Self::Stdout(mut out) => out.flush(),
+            Self::Stream(mut out) => out.flush(),
             Self::File { partial, target, file } => file.sync_all().and_then(|()| std::fs::rename(&partial.0, &target)),
         }
+    }
+}
+
+/// Why a snapshot has no rows of a table.
+fn no_table(manifest: &Manifest, table: &str) -> Failure {
+    let list = "`dynavault snapshot show` lists the tables of a snapshot";
+    if let Some(refused) = manifest.refused.iter().find(|refused| refused.table == table) {
+        let why = &refused.refusal.reason;
+        return Failure::usage(format!("table {table} was refused in snapshot {}: {why}", manifest.snapshot), list);
+    }
+    let missing = VaultError::NoTable { snapshot: manifest.snapshot, table: table.to_string() };
+    match nearest(&table.to_lowercase(), manifest.tables.iter().map(|table| table.table.as_str())) {
+        Some(near) => Failure::usage(missing.to_string(), format!("did you mean {near:?}? {list}")),
+        None => missing.into(),
     }
 }
 
@@ -141,18 +168,7 @@ impl Engine {
         let environment = request.environment.clone();
         let manifest = find_manifest(&vault, &environment, &request.snapshot).await?;
         let Some(table) = manifest.table(&request.table).cloned() else {
-            let mut failure =
-                Failure::from(VaultError::NoTable { snapshot: manifest.snapshot, table: request.table.clone() });
-            if let Some(refused) = manifest.refused.iter().find(|refused| refused.table == request.table) {
-                failure = Failure::usage(
-                    format!(
-                        "table {} was refused in snapshot {}: {}",
-                        request.table, manifest.snapshot, refused.refusal.reason
-                    ),
-                    "`dynavault snapshot show` lists the tables of a snapshot",
-                );
-            }
-            return Err(failure);
+            return Err(no_table(&manifest, &request.table));
         };
         let schema = match request.format {
             ExportFormat::Csv => Some(vault.schema(&environment, &table.schema).await?),
@@ -198,8 +214,8 @@ impl Engine {
                 }
             };
             match written {
-                // Whoever reads standard output has seen enough, as in `| head`.
-                Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::BrokenPipe => {}
+                // Whoever reads has seen enough, as in `| head`.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
                 other => other.map_err(|error| write_failed(&target, &error))?,
             }
             Ok(ExportStats { snapshot, table: table.table.clone(), rows, bytes, carried: carried(snapshot, &table) })

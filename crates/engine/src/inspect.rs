@@ -1,13 +1,15 @@
 //! Looking: environments, snapshots, runs.
 
 use dynavault_catalog::{RunFilter, RunSummary};
-use dynavault_model::{FaultKind, RunId, SnapshotId};
+use dynavault_model::{FaultKind, RunId, RunKind, RunStatus, SnapshotId};
 use dynavault_vault::{Manifest, SnapshotObject, Vault, VaultError};
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::assemble::{Engine, VaultUse};
+use crate::config::nearest;
 use crate::failure::Failure;
+use crate::local_lock::{LocalLock, RESTORE};
 
 /// Which snapshot is meant.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -91,6 +93,24 @@ impl Engine {
         find_manifest(&vault, environment, wanted).await
     }
 
+    /// Refuses an environment that is neither configured nor in the vault: to answer for one that is only mistyped, nothing
+    /// is wrong with what is not there.
+    pub(crate) async fn known_environment(&self, vault: &Vault, name: &str) -> Result<(), Failure> {
+        let mut known = vault.environments().await?;
+        known.extend(self.config().environments.iter().map(|environment| environment.name.clone()));
+        known.sort();
+        known.dedup();
+        if known.iter().any(|known| known == name) {
+            return Ok(());
+        }
+        let list = format!("known: {}", known.join(", "));
+        let remedy = match nearest(name, known.iter().map(String::as_str)) {
+            Some(near) => format!("did you mean {near:?}? {list}"),
+            None => list,
+        };
+        Err(Failure::usage(format!("there is no environment {name:?} in the configuration or in the vault"), remedy))
+    }
+
     /// The environment that is meant when none is named: the only one there is.
     pub fn only_environment(&self) -> Result<String, Failure> {
         match self.config().environments.as_slice() {
@@ -103,13 +123,41 @@ impl Engine {
         }
     }
 
-    /// Runs, newest first.
+    /// Runs, newest first. One whose process is gone is interrupted, also before the next run has said so in the catalog.
     pub async fn runs(&self, filter: RunFilter) -> Result<Vec<RunSummary>, Failure> {
-        Ok(self.catalog().await?.runs(filter).await?)
+        let catalog = self.catalog().await?;
+        let (wanted, limit) = (filter.status, filter.limit);
+        let Some(wanted @ (RunStatus::Running | RunStatus::Interrupted)) = wanted else {
+            let mut runs = catalog.runs(filter).await?;
+            self.tell_the_dead(&mut runs);
+            return Ok(runs);
+        };
+        let mut runs = catalog.runs(RunFilter { status: None, limit: 0, ..filter }).await?;
+        self.tell_the_dead(&mut runs);
+        runs.retain(|run| run.status == word(&wanted));
+        runs.truncate(if limit == 0 { runs.len() } else { limit as usize });
+        Ok(runs)
+    }
+
+    fn tell_the_dead(&self, runs: &mut [RunSummary]) {
+        for run in runs.iter_mut().filter(|run| run.status == word(&RunStatus::Running)) {
+            let suffix = if run.kind == word(&RunKind::Restore) { RESTORE } else { "" };
+            let lock = format!("{}{suffix}", run.environment);
+            if self.state_folder(&run.environment).is_ok_and(|folder| !LocalLock::is_held(&folder, &lock)) {
+                run.status = word(&RunStatus::Interrupted);
+                run.error = Some("the process ended before the run did".into());
+            }
+        }
     }
 
     /// One run: its summary and, when it ended, its report as JSON. An unambiguous end of the id is enough.
     pub async fn run(&self, id: &str) -> Result<(RunSummary, Option<String>), Failure> {
+        let (mut summary, report) = self.recorded_run(id).await?;
+        self.tell_the_dead(std::slice::from_mut(&mut summary));
+        Ok((summary, report))
+    }
+
+    async fn recorded_run(&self, id: &str) -> Result<(RunSummary, Option<String>), Failure> {
         let catalog = self.catalog().await?;
         let missing = || Failure::usage(format!("there is no run {id}"), "`dynavault run list` shows the runs");
         if let Ok(run) = id.parse::<RunId>() {
@@ -128,6 +176,11 @@ impl Engine {
             _ => Err(Failure::usage(format!("several runs end in {id}"), "give more of the id")),
         }
     }
+}
+
+/// The word of a unit enum, as the catalog has it.
+fn word(value: &impl Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_string)).unwrap_or_default()
 }
 
 fn unreadable(environment: &str, object: &SnapshotObject) -> SnapshotLine {

@@ -11,6 +11,7 @@ mod config;
 mod doctor;
 mod export;
 mod failure;
+mod finance;
 mod graph;
 mod inspect;
 mod local_lock;
@@ -20,6 +21,7 @@ mod rebuild;
 mod report;
 mod restore;
 mod restore_plan;
+mod restore_undo;
 mod verify;
 
 pub use assemble::Engine;

@@ -1,6 +1,8 @@
 //! One run at a time per environment on this machine.
 
-use std::path::Path;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use dynavault_model::{FaultKind, RunId};
 
@@ -9,10 +11,15 @@ use crate::failure::Failure;
 /// Ending of the name of the lock that restores take: a backup may go on beside a restore.
 pub(crate) const RESTORE: &str = ".restore";
 
+/// Times the lock is tried. Whoever asks whether it is held ([`LocalLock::is_held`]) holds it for a moment.
+const TRIES: u32 = 5;
+/// Pause between two tries.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// One run per environment on this machine: a lock on a file beside the state files. The system gives it up with the process.
 pub(crate) struct LocalLock {
     pub(crate) id: String,
-    _file: std::fs::File,
+    _file: File,
 }
 
 impl LocalLock {
@@ -23,8 +30,22 @@ impl LocalLock {
         taken.unwrap_or_else(|error| Err(Failure::new(FaultKind::Failed, error.to_string(), None)))
     }
 
+    fn path(folder: &Path, name: &str) -> PathBuf {
+        folder.parent().unwrap_or(folder).join(format!("{name}.lock"))
+    }
+
+    /// Whether a process holds the lock. Where that cannot be told, one does.
+    pub(crate) fn is_held(folder: &Path, name: &str) -> bool {
+        match File::open(Self::path(folder, name)) {
+            // Shared: two who ask do not take each other for a holder.
+            Ok(file) => file.try_lock_shared().is_err(),
+            Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+        }
+    }
+
     fn take_blocking(folder: &Path, name: &str, what: &str) -> Result<Self, Failure> {
-        let parent = folder.parent().unwrap_or(folder);
+        let path = Self::path(folder, name);
+        let parent = path.parent().unwrap_or(folder);
         let failed = |error: std::io::Error| {
             Failure::new(
                 FaultKind::Failed,
@@ -33,7 +54,6 @@ impl LocalLock {
             )
         };
         std::fs::create_dir_all(parent).map_err(failed)?;
-        let path = parent.join(format!("{name}.lock"));
         let mut file = std::fs::OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -41,16 +61,24 @@ impl LocalLock {
             .write(true)
             .open(&path)
             .map_err(failed)?;
-        match file.try_lock() {
+        let mut tried = file.try_lock();
+        for _ in 1..TRIES {
+            if !matches!(tried, Err(TryLockError::WouldBlock)) {
+                break;
+            }
+            std::thread::sleep(PAUSE);
+            tried = file.try_lock();
+        }
+        match tried {
             Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => {
+            Err(TryLockError::WouldBlock) => {
                 return Err(Failure::new(
                     FaultKind::Busy,
                     format!("another {what} environment {} is running on this machine", name.trim_end_matches(RESTORE)),
                     Some("wait for it, or see `dynavault run list`".into()),
                 ));
             }
-            Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
         let mut id = String::new();
         std::io::Read::read_to_string(&mut file, &mut id).map_err(failed)?;

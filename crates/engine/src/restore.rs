@@ -1,4 +1,5 @@
-//! Restore: plan, apply, undo, status. The environment is read and written as its restore profile.
+//! Restore: apply, status; planning and taking back are in `restore_plan` and `restore_undo`. The environment is read and
+//! written as its restore profile.
 //!
 //! ```text
 //!  plan    vault + environment ─▶ plan file                              writes nothing
@@ -13,18 +14,16 @@ use std::sync::Arc;
 use dynavault_catalog::{Catalog, OpOutcome, OpState, RestoreRow};
 use dynavault_model::{
     Ability, Call, EnvironmentIdentity, FaultKind, Observer, RowSource, RowTarget, RunId, RunKind, RunStatus,
-    TableSchema, Tally,
+    TableListing, TableSchema, Tally,
 };
 use dynavault_restore::{
-    ApplyParts, PlanEnd, PlanFile, PlanHead, PlanKind, Proof, ProveParts, RestoreReport, UndoParts, apply, plan_undo,
-    prove, stream_ops,
+    ApplyParts, PlanEnd, PlanFile, PlanHead, PlanKind, Proof, ProveParts, RestoreReport, apply, prove, stream_ops,
 };
 use dynavault_vault::{RestoreRecord, Vault};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use crate::TOOL;
 use crate::assemble::{Engine, VaultUse};
 use crate::config::EnvironmentConfig;
 use crate::failure::Failure;
@@ -157,18 +156,11 @@ impl<'a> Restore<'a> {
         Ok(run)
     }
 
-    async fn schemas(
-        &self,
-        plan: &PlanFile,
-        target: &Target<'_>,
-    ) -> Result<HashMap<String, Arc<TableSchema>>, Failure> {
+    /// Schemas of the tables of the environment that can be read.
+    pub(crate) async fn schemas(&self, target: &Target<'_>) -> Result<HashMap<String, Arc<TableSchema>>, Failure> {
         let listings = target.source.discover(&self.call()).await.map_err(dynavault_restore::RestoreError::from)?;
-        let wanted: Vec<&str> = plan.tables().iter().map(|table| table.table.as_str()).collect();
-        Ok(listings
-            .into_iter()
-            .filter(|listing| wanted.contains(&listing.table.name.as_str()))
-            .filter_map(|listing| Some((listing.table.name, Arc::new(listing.schema.ok()?))))
-            .collect())
+        let readable = |listing: TableListing| Some((listing.table.name, Arc::new(listing.schema.ok()?)));
+        Ok(listings.into_iter().filter_map(readable).collect())
     }
 
     async fn carry_out(
@@ -181,7 +173,8 @@ impl<'a> Restore<'a> {
     ) -> Result<(RestoreReport, Proof), Failure> {
         let head = plan.head();
         let vault = self.engine.vault(VaultUse::Write).await?;
-        let schemas = self.schemas(plan, target).await?;
+        let mut schemas = self.schemas(target).await?;
+        schemas.retain(|name, _| plan.tables().iter().any(|table| table.table == *name));
         let scratch = self.scratch(&head.target)?;
         // Also tells which tables take bulk messages, as it did when the plan counted its requests.
         let abilities = target.writes.abilities(&self.call()).await.map_err(dynavault_restore::RestoreError::from)?;
@@ -209,6 +202,7 @@ impl<'a> Restore<'a> {
             scratch: scratch.clone(),
             parallel: (target.config.max_requests_in_flight as usize).min(BATCHES_IN_PARALLEL_MAX),
             options: head.options.clone(),
+            user: identity.user_id.clone(),
         };
         let report = apply(parts, run, stream_ops(plan.ops()?)).await?;
         let manifest = match head.kind {
@@ -326,110 +320,6 @@ impl<'a> Restore<'a> {
         ended
     }
 
-    /// Plans how to take back what a run did.
-    pub async fn plan_undo(&self, run: &str, overwrite: bool, out: &Path) -> Result<PlanFile, Failure> {
-        let catalog = self.engine.catalog().await?;
-        let vault = self.engine.vault(VaultUse::Read).await?;
-        let (run, environment) = self.find_restore(run, &catalog, &vault).await?;
-        let scratch = self.scratch(&environment)?;
-        let folder = tempfile::tempdir_in(&scratch).map_err(|error| unusable(&scratch, &error))?;
-        let copy = folder.path().join("plan.jsonl");
-        let plan = {
-            let (vault, environment, copy, handle) =
-                (vault.clone(), environment.clone(), copy.clone(), Handle::current());
-            blocking(move || {
-                let mut stored = vault.restore_record(&handle, &environment, run, RestoreRecord::Plan)?;
-                let mut file = std::fs::File::create(&copy).map_err(|error| unusable(&copy, &error))?;
-                std::io::copy(&mut stored, &mut file).map_err(|error| unusable(&copy, &error))?;
-                Ok(PlanFile::open(&copy)?)
-            })
-            .await?
-        };
-        if catalog.restore(run).await?.is_none() {
-            self.recall(run, &environment, &plan, &catalog, &vault).await?;
-        }
-        let target = self.target(&plan.head().target)?;
-        let identity = target.source.identity(&self.call()).await.map_err(dynavault_restore::RestoreError::from)?;
-        plan.check_environment(&identity)?;
-        let head = PlanHead {
-            kind: PlanKind::Undo,
-            tool: TOOL.to_string(),
-            created: self.engine.clock().now(),
-            undoes: Some(run.to_string()),
-            selection: vec![format!("undo {run}")],
-            identity,
-            ..plan.head().clone()
-        };
-        let parts = UndoParts {
-            target: Arc::clone(&target.writes),
-            catalog,
-            call: self.call(),
-            schemas: self.schemas(&plan, &target).await?,
-            scratch,
-            overwrite,
-        };
-        plan_undo(&parts, run, stream_ops(plan.ops()?), &head, out).await?;
-        let out = out.to_path_buf();
-        blocking(move || Ok(PlanFile::open(&out)?)).await
-    }
-
-    /// A restore by the end of its id, in the catalog or, on a host that has lost it, in the vault.
-    async fn find_restore(&self, run: &str, catalog: &Catalog, vault: &Vault) -> Result<(RunId, String), Failure> {
-        if let Ok((summary, _)) = self.engine.run(run).await
-            && let Ok(id) = summary.run.parse()
-            && let Some(restore) = catalog.restore(id).await?
-        {
-            return Ok((id, restore.target));
-        }
-        let unknown = || Failure::usage(format!("{run:?} is not a restore run"), "`dynavault run list` shows them");
-        let id: RunId = run.parse().map_err(|_| unknown())?;
-        for environment in self.engine.config().environments.iter().map(|environment| environment.name.clone()) {
-            let (vault, handle) = (vault.clone(), Handle::current());
-            let name = environment.clone();
-            let there = move || Ok(vault.restore_record(&handle, &name, id, RestoreRecord::Plan).is_ok());
-            if blocking(there).await? {
-                return Ok((id, environment));
-            }
-        }
-        Err(unknown())
-    }
-
-    /// Records a restore that only the vault knows. Without outcomes every operation counts as carried out: an undo looks at
-    /// each row before it plans anything.
-    async fn recall(
-        &self,
-        run: RunId,
-        environment: &str,
-        plan: &PlanFile,
-        catalog: &Catalog,
-        vault: &Vault,
-    ) -> Result<(), Failure> {
-        catalog.begin_run(run, RunKind::Restore, environment, plan.head().created).await?;
-        catalog.begin_restore(restore_row(run, plan.path(), plan.head(), plan.end())).await?;
-        let (vault, handle, environment) = (vault.clone(), Handle::current(), environment.to_string());
-        let lines = blocking(move || {
-            use std::io::BufRead;
-            let Ok(stored) = vault.restore_record(&handle, &environment, run, RestoreRecord::Outcomes) else {
-                return Ok(None);
-            };
-            let lines: Result<Vec<OpOutcome>, _> = std::io::BufReader::new(stored)
-                .lines()
-                .map(|line| line.and_then(|line| serde_json::from_str(&line).map_err(std::io::Error::from)))
-                .collect();
-            Ok(lines.ok())
-        })
-        .await?;
-        let outcomes = lines.unwrap_or_else(|| {
-            (0..plan.end().ops)
-                .map(|n| OpOutcome { n, state: OpState::Done, code: None, message: None, before: None })
-                .collect()
-        });
-        for page in outcomes.chunks(10_000) {
-            catalog.conclude(run, page.to_vec()).await?;
-        }
-        Ok(())
-    }
-
     /// How far a restore has come.
     pub async fn status(&self, run: &str) -> Result<RestoreStatus, Failure> {
         /// Refusals shown.
@@ -461,7 +351,7 @@ fn content_folder(head: &PlanHead) -> String {
     }
 }
 
-fn restore_row(run: RunId, path: &Path, head: &PlanHead, end: &PlanEnd) -> RestoreRow {
+pub(crate) fn restore_row(run: RunId, path: &Path, head: &PlanHead, end: &PlanEnd) -> RestoreRow {
     RestoreRow {
         run: run.to_string(),
         kind: match head.kind {
@@ -477,7 +367,7 @@ fn restore_row(run: RunId, path: &Path, head: &PlanHead, end: &PlanEnd) -> Resto
     }
 }
 
-fn unusable(path: &Path, error: &std::io::Error) -> Failure {
+pub(crate) fn unusable(path: &Path, error: &std::io::Error) -> Failure {
     Failure::new(
         FaultKind::Failed,
         format!("could not use {}: {error}", path.display()),

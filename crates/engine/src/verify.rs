@@ -20,6 +20,9 @@ impl Engine {
         cancel: CancellationToken,
     ) -> Result<VerifyReport, Failure> {
         let vault = self.vault(VaultUse::Read).await?;
+        if let Some(name) = &environment {
+            self.known_environment(&vault, name).await?;
+        }
         let mut known: BTreeMap<String, BTreeMap<SnapshotId, Remembered>> = BTreeMap::new();
         for snapshot in self.catalog().await?.snapshots(environment.as_deref()).await? {
             let remembered = Remembered { sha256: snapshot.sha256, encrypted: snapshot.encrypted };

@@ -49,6 +49,8 @@ pub struct TokenClaims {
     pub token_id: Option<String>,
     /// Whether `xms_cc` shows that continuous access evaluation was agreed on.
     pub continuous_evaluation: bool,
+    /// `sub`: whom a federated token names; for messages.
+    pub(crate) subject: Option<String>,
     /// `nonce`, in id tokens.
     pub(crate) nonce: Option<String>,
     /// `preferred_username`, in id tokens; for display only, because it can change.
@@ -109,6 +111,7 @@ impl TokenClaims {
             expires: claims.get("exp").and_then(Value::as_i64).and_then(|exp| Timestamp::from_second(exp).ok()),
             token_id: text("uti"),
             continuous_evaluation: list("xms_cc").iter().any(|value| value.eq_ignore_ascii_case("cp1")),
+            subject: text("sub"),
             nonce: text("nonce"),
             user_name: text("preferred_username"),
         }

@@ -6,9 +6,10 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use dynavault_model::Clock;
+use dynavault_model::{Clock, Retry};
 use jiff::SignedDuration;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::io::AsyncReadExt;
@@ -20,13 +21,21 @@ use crate::challenge::{self, ClaimsChallenge};
 use crate::consent::is_guid;
 use crate::delegated::Delegated;
 use crate::endpoint::{Endpoint, Form, Issued};
-use crate::refusal::{Asked, Refusal};
+use crate::refusal::{self, Asked, Refusal};
 use crate::sdk::{Giver, SdkAsker};
-use crate::{BearerToken, ClientCertificate, Cloud, TokenClaims, TokenError, TokenStore};
+use crate::source::random;
+use crate::{BearerToken, ClientCertificate, Cloud, TokenClaims, TokenError, TokenStore, redact};
 
 /// The sign-in service of the public cloud.
 pub const PUBLIC_AUTHORITY: &str = "https://login.microsoftonline.com";
 
+/// How long a new federated credential may need to spread (section 7).
+const SPREADING_MAX: Duration = Duration::from_secs(10 * 60);
+/// Bound of the first pause between tries; it doubles with each (section 7).
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The same for the metadata service of the machine (section 9.4).
+const MACHINE_PAUSE_MIN: Duration = Duration::from_secs(2);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Longest federated token that is read, in bytes.
 const FEDERATED_TOKEN_BYTES_MAX: u64 = 64 * 1024;
 /// A certificate that expires within this time is worth a warning.
@@ -128,8 +137,15 @@ enum Way {
 enum Proof {
     Secret(SecretString),
     Certificate(Arc<ClientCertificate>),
-    /// Read anew for every request, because it is replaced (section 9.3).
-    Federated(Option<PathBuf>),
+    Federated(Federated),
+}
+
+/// The token of another issuer (section 9.3).
+struct Federated {
+    /// Read anew for every request, because it is replaced.
+    file: Option<PathBuf>,
+    /// When the service first said that nothing matches what is presented, by [`Clock::elapsed`].
+    unmatched_since: Mutex<Option<Duration>>,
 }
 
 impl fmt::Debug for Asker {
@@ -149,7 +165,9 @@ impl Asker {
                 check_expiry(&asked, certificate, &*clock)?;
                 own(Proof::Certificate(Arc::clone(certificate)))?
             }
-            Credential::WorkloadIdentity { token_file } => own(Proof::Federated(token_file.clone()))?,
+            Credential::WorkloadIdentity { token_file } => {
+                own(Proof::Federated(Federated { file: token_file.clone(), unmatched_since: Mutex::default() }))?
+            }
             Credential::ManagedIdentity { client_id } => sdk(Giver::Machine { client_id: client_id.clone() })?,
             Credential::AzureCli => sdk(Giver::AzureCli)?,
             Credential::Delegated { store } => {
@@ -181,14 +199,27 @@ impl Asker {
 
     /// One token request.
     pub(crate) async fn ask(&self, want: &Want) -> Result<Issued, TokenError> {
-        let issued = match &self.way {
-            Way::Own(endpoint, proof) => ask_own(endpoint, proof, want).await?,
-            Way::Sdk(sdk) => sdk.ask(self.clock()).await?,
-            Way::Delegated(delegated) => delegated.ask(want).await?,
+        let (issued, tenant) = match &self.way {
+            Way::Own(endpoint, proof) => {
+                let tenant = endpoint.tenant().await.map_err(|refusal| refusal.cause)?;
+                (ask_own(endpoint, tenant, proof, want).await?, Some(tenant).filter(|tenant| is_guid(tenant)))
+            }
+            Way::Sdk(sdk) => (sdk.ask(self.clock()).await?, self.tenant.as_deref()),
+            Way::Delegated(delegated) => (delegated.ask(want).await?, self.tenant.as_deref()),
         };
-        let expected = Expected { tenant: self.tenant.as_deref(), app: self.client_id.as_deref(), user: None };
+        let expected = Expected { tenant, app: self.client_id.as_deref(), user: None };
         expected.check(&self.name, &issued.token)?;
         Ok(issued)
+    }
+
+    /// The pause before another try, after so many: of chance, so that hosts do not come together; for the metadata
+    /// service, which is this host's alone, as its documentation says (section 9.4).
+    pub(crate) fn pause(&self, tries: u32) -> Duration {
+        let doubled = |first: Duration| (first * 2_u32.saturating_pow(tries.saturating_sub(1))).min(PAUSE_MAX);
+        match &self.way {
+            Way::Sdk(sdk) if sdk.is_machine() => doubled(MACHINE_PAUSE_MIN),
+            _ => doubled(PAUSE_MIN).mul_f64(random()),
+        }
     }
 }
 
@@ -214,41 +245,87 @@ pub(crate) fn claims_parameter(scope: &str, claims: Option<&ClaimsChallenge>) ->
     }
 }
 
-async fn ask_own(endpoint: &Endpoint, proof: &Proof, want: &Want) -> Result<Issued, TokenError> {
+async fn ask_own(endpoint: &Endpoint, tenant: &str, proof: &Proof, want: &Want) -> Result<Issued, TokenError> {
     let skew = endpoint.skew();
-    let first = request_own(endpoint, proof, want).await;
+    let first = request_own(endpoint, tenant, proof, want).await;
     // An assertion carries our time. If the refusal told that our clock is wrong, the service's time is used from now
     // on, and one more request is worth it.
     let again = matches!(proof, Proof::Certificate(_)) && first.is_err() && endpoint.skew() != skew;
-    let last = if again { request_own(endpoint, proof, want).await } else { first };
+    let last = if again { request_own(endpoint, tenant, proof, want).await } else { first };
     last.map_err(|refusal| refusal.cause)
 }
 
-async fn request_own(endpoint: &Endpoint, proof: &Proof, want: &Want) -> Result<Issued, Refusal> {
+async fn request_own(endpoint: &Endpoint, tenant: &str, proof: &Proof, want: &Want) -> Result<Issued, Refusal> {
     let asked = &endpoint.asked;
     let local = |cause| Refusal { error: String::new(), code: None, cause };
     let mut form = Form::default()
         .with("client_id", &asked.client_id)
         .with("grant_type", "client_credentials")
         .with("scope", &asked.scope);
+    let mut presented = None;
     form = match proof {
         Proof::Secret(secret) => form.with("client_secret", secret.expose_secret()),
         Proof::Certificate(certificate) => {
-            let audience = endpoint.token_url(&asked.tenant);
+            let audience = endpoint.token_url(tenant);
             let assertion = certificate
                 .assertion(&asked.client_id, audience.as_str(), endpoint.service_now())
                 .map_err(|error| local(config(asked, error.to_string(), "check the certificate of the profile")))?;
             form.with("client_assertion_type", JWT_BEARER).with("client_assertion", &assertion)
         }
-        Proof::Federated(file) => {
-            let assertion = federated_token(asked, file.as_deref()).await.map_err(local)?;
+        Proof::Federated(federated) => {
+            let assertion = federated_token(asked, federated.file.as_deref()).await.map_err(local)?;
+            presented = Some((federated, TokenClaims::read(assertion.trim()).ok()));
             form.with("client_assertion_type", JWT_BEARER).with("client_assertion", assertion.trim())
         }
     };
     if let Some(claims) = claims_parameter(&asked.scope, want.claims.as_ref()) {
         form = form.with("claims", &claims);
     }
-    Ok(endpoint.token(&asked.tenant, form).await?.issued)
+    match (endpoint.token(tenant, form).await, presented) {
+        (Ok(granted), None) => Ok(granted.issued),
+        (Ok(granted), Some((federated, _))) => {
+            federated.matched();
+            Ok(granted.issued)
+        }
+        (Err(refusal), None) => Err(refusal),
+        (Err(refusal), Some((federated, claims))) => {
+            Err(federated.explained(refusal, claims.as_ref(), endpoint.clock().elapsed()))
+        }
+    }
+}
+
+impl Federated {
+    fn unmatched_since(&self) -> MutexGuard<'_, Option<Duration>> {
+        self.unmatched_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn matched(&self) {
+        *self.unmatched_since() = None;
+    }
+
+    /// A refusal because nothing matches says what was presented. In the first minutes it may pass by itself, because a
+    /// new federated credential needs that long to spread (section 7).
+    fn explained(&self, mut refusal: Refusal, presented: Option<&TokenClaims>, now: Duration) -> Refusal {
+        let unmatched = refusal.code.is_some_and(|code| refusal::UNMATCHED_CODES.contains(&code));
+        if let (true, TokenError::Refused { sentence, retry, .. }) = (unmatched, &mut refusal.cause) {
+            let since = *self.unmatched_since().get_or_insert(now);
+            if now.saturating_sub(since) < SPREADING_MAX && *retry == Retry::Permanent {
+                *retry = Retry::Backoff;
+            }
+            let said = |value: Option<&String>| value.map_or_else(|| "none".to_owned(), |text| redact::scrub(text));
+            let shown = match presented {
+                Some(claims) => format!(
+                    "issuer {}, subject {}, audience {}",
+                    said(claims.issuer.as_ref()),
+                    said(claims.subject.as_ref()),
+                    said(claims.audience.as_ref())
+                ),
+                None => "a token that cannot be read".to_owned(),
+            };
+            *sentence = format!("{sentence}; presented: {shown}");
+        }
+        refusal
+    }
 }
 
 async fn federated_token(asked: &Asked, file: Option<&Path>) -> Result<Zeroizing<String>, TokenError> {

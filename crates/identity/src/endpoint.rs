@@ -9,14 +9,16 @@ use std::time::Duration;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use azure_core::http::{HttpClient, Method, Request};
-use dynavault_model::Clock;
+use dynavault_model::{Clock, Diagnose, Retry};
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
-use tracing::warn;
+use tokio::sync::OnceCell;
+use tracing::{debug, warn};
 use url::Url;
 use url::form_urlencoded;
 use zeroize::Zeroizing;
 
+use crate::consent::is_guid;
 use crate::refusal::{self, Asked, Refusal};
 use crate::transport::{HttpTransport, TransportOptions, WireError, is_loopback, wire_error};
 use crate::{BearerToken, TokenError, redact};
@@ -27,6 +29,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const REPLY_BYTES_MAX: u64 = 256 * 1024;
 /// Clocks further apart than this are worth a warning, and assertions then use the service's time (section 12.2).
 const SKEW_MAX: SignedDuration = SignedDuration::from_mins(5);
+/// Tenant segments that name no tenant (section 1.2).
+const ANY_TENANT: [&str; 3] = ["common", "organizations", "consumers"];
 /// Life of a token whose answer does not say: the shortest that policy allows (section 6.2).
 const LIFE_UNKNOWN: Duration = Duration::from_secs(600);
 
@@ -63,6 +67,8 @@ pub(crate) struct Endpoint {
     clock: Arc<dyn Clock>,
     /// How far the service's clock is ahead of ours, once it is known to be far.
     skew: Mutex<Option<SignedDuration>>,
+    /// The tenant's GUID, once it is known.
+    tenant: OnceCell<String>,
 }
 
 impl fmt::Debug for Endpoint {
@@ -95,7 +101,34 @@ impl Endpoint {
             redirect_to_loopback: None,
         })
         .map_err(|error| no_transport(&asked.profile, &error))?;
-        Ok(Self { asked, transport, clock, skew: Mutex::default() })
+        Ok(Self { asked, transport, clock, skew: Mutex::default(), tenant: OnceCell::new() })
+    }
+
+    /// The tenant by its GUID. That of a domain is learned once, from the tenant's metadata (section 1.2), so that tokens
+    /// of another tenant can be told. Names that stand for any tenant stay as they are, and so does a domain whose
+    /// metadata says nothing.
+    pub(crate) async fn tenant(&self) -> Result<&str, Refusal> {
+        let learn = || async {
+            let configured = &self.asked.tenant;
+            if is_guid(configured) || ANY_TENANT.iter().any(|any| configured.eq_ignore_ascii_case(any)) {
+                return Ok(configured.clone());
+            }
+            let url = below(&self.asked.authority, &[configured, "v2.0", ".well-known", "openid-configuration"]);
+            let mut request = Request::new(url, Method::Get);
+            request.insert_header("accept", "application/json");
+            let metadata: Metadata = match self.exchange(&request).await {
+                Ok(metadata) => metadata,
+                Err(refusal) if refusal.error.is_empty() && refusal.cause.retry() == Retry::Permanent => {
+                    debug!(profile = self.asked.profile, "the tenant has no metadata; its name is used as it is");
+                    return Ok(configured.clone());
+                }
+                Err(refusal) => return Err(refusal),
+            };
+            let issuer = Url::parse(&metadata.issuer).ok();
+            let mut segments = issuer.as_ref().and_then(Url::path_segments).into_iter().flatten();
+            Ok(segments.find(|segment| is_guid(segment)).unwrap_or(configured).to_owned())
+        };
+        self.tenant.get_or_try_init(learn).await.map(String::as_str)
     }
 
     pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
@@ -143,7 +176,11 @@ impl Endpoint {
         request.insert_header("accept", "application/json");
         request.insert_header("client-request-id", random_guid());
         request.set_body(azure_core::Bytes::from(form.0.as_bytes().to_vec()));
-        let (_, headers, body) = match self.transport.execute_request(&request).await {
+        self.exchange(&request).await
+    }
+
+    async fn exchange<T: for<'de> Deserialize<'de>>(&self, request: &Request) -> Result<T, Refusal> {
+        let (_, headers, body) = match self.transport.execute_request(request).await {
             Ok(reply) => reply.deconstruct(),
             Err(error) => return Err(self.failed(&error)),
         };
@@ -201,6 +238,12 @@ struct TokenReply {
     refresh_token: Option<Hidden>,
     id_token: Option<Hidden>,
     scope: Option<String>,
+}
+
+/// What is used of a tenant's metadata.
+#[derive(Deserialize)]
+struct Metadata {
+    issuer: String,
 }
 
 /// A secret of an answer, wiped when dropped.

@@ -143,7 +143,7 @@ pub enum TokenError {
         /// What the operator can do.
         remedy: String,
     },
-    /// A helper on this machine (the Azure CLI) gave no token.
+    /// A helper on this machine (the Azure CLI, the metadata service) gave no token.
     #[error("profile {profile} got no token on this machine: {reason}")]
     Local {
         /// Name of the profile.
@@ -207,12 +207,12 @@ impl Diagnose for TokenError {
 
     fn kind(&self) -> FaultKind {
         match self {
-            Self::Refused { fault: TokenFault::Transient | TokenFault::Throttled, .. } | Self::Unreachable { .. } => {
-                FaultKind::Failed
-            }
-            Self::Refused { .. } | Self::Local { .. } | Self::NotSignedIn { .. } | Self::Foreign { .. } => {
-                FaultKind::SignIn
-            }
+            // Also where the service is slow or ill: whatever the reason, what is missing is the sign-in.
+            Self::Refused { .. }
+            | Self::Unreachable { .. }
+            | Self::Local { .. }
+            | Self::NotSignedIn { .. }
+            | Self::Foreign { .. } => FaultKind::SignIn,
             Self::Exhausted { source, .. } => source.kind(),
             Self::Store { source, .. } => source.kind(),
             Self::Config { .. } => FaultKind::Usage,

@@ -20,6 +20,9 @@ use crate::{TokenError, TokenFault, TraceIds, redact};
 /// with this pause cover that time.
 const METADATA_UPDATE_PAUSE: Duration = Duration::from_secs(20);
 
+/// No federated credential matches (section 7): the app was set up wrongly, or minutes ago.
+pub(crate) const UNMATCHED_CODES: [u64; 4] = [70_021, 700_211, 700_212, 700_213];
+
 /// Who asked for what; the placeholders of the sentences.
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
@@ -93,8 +96,10 @@ const MEANINGS: &[Meaning] = &[
         "check client_id and tenant, and that an administrator has consented to the app in this tenant"),
     meaning(&[7_000_112, 70_001], TokenFault::PolicyBlocked, "app {client_id} is disabled in tenant {tenant}",
         "enable the enterprise application {client_id} in the tenant"),
-    meaning(&[90_002, 900_023], TokenFault::BadConfig, "there is no tenant {tenant} at {host}",
-        "check tenant (its GUID or a verified domain) and cloud of the profile"),
+    meaning(&[90_002], TokenFault::BadConfig, "there is no tenant {tenant} at {host}",
+        "check tenant and cloud of the profile: a tenant is known in its own cloud only"),
+    meaning(&[900_023], TokenFault::BadConfig, "{tenant} is neither the GUID nor a domain of a tenant",
+        "write the tenant's GUID, or one of its verified domains such as contoso.com, as tenant of the profile"),
     meaning(&[90_038], TokenFault::BadConfig, "tenant {tenant} is in another cloud than {host}",
         "set cloud of the profile to the one the tenant is in"),
     meaning(&[500_011, 650_052, 650_057], TokenFault::BadConfig, "tenant {tenant} does not know the resource of {scope}",
@@ -103,7 +108,7 @@ const MEANINGS: &[Meaning] = &[
         "check the environment's URL in the configuration"),
     meaning(&[50_011, 50_194], TokenFault::BadConfig, "the redirect address or audience setting of app {client_id} does not fit",
         "register the redirect address for desktop apps, and use the tenant's GUID instead of a common endpoint"),
-    meaning(&[70_021, 700_211, 700_212, 700_213], TokenFault::BadConfig, "no federated credential of app {client_id} matches the presented token",
+    meaning(&UNMATCHED_CODES, TokenFault::BadConfig, "no federated credential of app {client_id} matches the presented token",
         "compare issuer, subject and audience of the federated credential with those of the token file; a new one needs up to ten minutes to spread"),
     meaning(&[70_008, 700_082], TokenFault::ReauthUser, "the sign-in was unused for too long and has expired",
         "sign in again with `dynavault profile login {profile}`; a job that runs at least every 90 days prevents this"),
@@ -366,6 +371,7 @@ mod tests {
             ("unauthorized_client", 700_016, TokenFault::BadConfig, "no app app-1 in tenant t-1"),
             ("invalid_resource", 500_011, TokenFault::BadConfig, "https://x.example/.default"),
             ("invalid_request", 90_002, TokenFault::BadConfig, "no tenant t-1"),
+            ("invalid_request", 900_023, TokenFault::BadConfig, "neither the GUID nor a domain"),
             ("invalid_grant", 53_003, TokenFault::PolicyBlocked, "Conditional Access"),
             ("invalid_grant", 65_001, TokenFault::ConsentNeeded, "consented"),
             ("invalid_grant", 700_082, TokenFault::ReauthUser, "expired"),
@@ -427,7 +433,7 @@ mod tests {
         assert_eq!((fault, retry), (TokenFault::ReauthUser, Retry::Permanent));
         assert!(text.contains("words.") && !text.contains("more"), "{text}");
         let (fault, retry, _, _, kind) = classified(false, 400, r#"{"error":"temporarily_unavailable"}"#);
-        assert_eq!((fault, retry, kind), (TokenFault::Transient, Retry::Backoff, FaultKind::Failed));
+        assert_eq!((fault, retry, kind), (TokenFault::Transient, Retry::Backoff, FaultKind::SignIn));
     }
 
     #[test]
@@ -443,7 +449,7 @@ mod tests {
     #[test]
     fn a_page_instead_of_json_is_trouble_of_the_way_not_a_refusal() {
         let (fault, retry, text, _, kind) = classified(false, 502, "<html>Bad gateway</html>");
-        assert_eq!((fault, retry, kind), (TokenFault::Transient, Retry::Backoff, FaultKind::Failed));
+        assert_eq!((fault, retry, kind), (TokenFault::Transient, Retry::Backoff, FaultKind::SignIn));
         assert!(!text.contains("html"), "{text}");
         let (_, retry, ..) = classified(false, 403, "<html>");
         assert_eq!(retry, Retry::Permanent);

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use azure_core::Error;
 use azure_core::cloud::{CloudConfiguration, CustomConfiguration};
 use azure_core::credentials::{AccessToken, TokenCredential};
 use azure_core::http::{AsyncRawResponse, ClientOptions, HttpClient, Request, RetryOptions, Transport};
+use azure_core::{Bytes, Error};
 use azure_identity::{
     AzureCliCredential, AzureCliCredentialOptions, ManagedIdentityCredential, ManagedIdentityCredentialOptions,
     UserAssignedId,
@@ -19,6 +19,7 @@ use azure_identity::{
 use dynavault_model::Clock;
 use jiff::Timestamp;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::endpoint::{Broken, Issued, NotAToken, Seconds, check_authority, innermost, no_transport, unreachable};
 use crate::refusal::{self, Asked};
@@ -26,7 +27,7 @@ use crate::transport::{HttpTransport, TransportOptions, WireError, is_loopback, 
 use crate::{BearerToken, TokenError, redact};
 
 /// The metadata service is on the machine; where there is none, that should be known soon (section 9.4).
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Tokens are below 20 KiB, even with many groups.
 const REPLY_BYTES_MAX: u64 = 256 * 1024;
@@ -72,6 +73,11 @@ impl SdkAsker {
         // Malformed ids are refused now rather than at the first request.
         new.credential(new.transport.clone()).map_err(|error| new.unusable(&error))?;
         Ok(new)
+    }
+
+    /// Whether the metadata service of the machine is asked.
+    pub(crate) fn is_machine(&self) -> bool {
+        matches!(self.giver, Giver::Machine { .. })
     }
 
     /// One token request.
@@ -128,6 +134,12 @@ impl SdkAsker {
         let asked = &self.asked;
         match wire_error(error) {
             Some(WireError::Status { status, .. }) => refusal::classify(asked, status, clock.now()).cause,
+            // It is on the machine or nowhere; more tries would not find it.
+            Some(WireError::Connect { .. }) if self.is_machine() => TokenError::Local {
+                profile: asked.profile.clone(),
+                reason: format!("there is no metadata service here ({})", innermost(error)),
+                remedy: "run on an Azure machine with a managed identity, or choose another credential".to_owned(),
+            },
             Some(WireError::Connect { .. }) => unreachable(asked, Broken("no connection", innermost(error))),
             Some(WireError::TooLong { .. }) => unreachable(asked, NotAToken),
             Some(WireError::Interrupted { .. }) => unreachable(asked, Broken("the connection broke", innermost(error))),
@@ -175,10 +187,26 @@ impl HttpClient for Exchange {
     async fn execute_request(&self, request: &Request) -> Result<AsyncRawResponse, Error> {
         let (status, headers, body) = self.transport.execute_request(request).await?.deconstruct();
         // Bounded by the transport.
-        let body = body.collect().await?;
+        let mut body = body.collect().await?;
         if let Ok(Life { expires_in }) = serde_json::from_slice(&body) {
             *self.life.lock().unwrap_or_else(PoisonError::into_inner) = Some(expires_in.into());
+            body = completed(body);
         }
         Ok(AsyncRawResponse::from_bytes(status, headers, body))
     }
+}
+
+/// An answer with what the SDK insists on. Promised are the token and how long it lives, and numbers come in both
+/// spellings (section 9.4); the SDK wants more, and `expires_on` as text. We go by `expires_in`.
+fn completed(body: Bytes) -> Bytes {
+    let Ok(Value::Object(mut answer)) = serde_json::from_slice(&body) else { return body };
+    let expires_on = match answer.get("expires_on") {
+        Some(Value::String(text)) if text.parse::<i64>().is_ok() => text.clone(),
+        Some(Value::Number(number)) => number.to_string(),
+        _ => "0".to_owned(),
+    };
+    answer.insert("expires_on".to_owned(), expires_on.into());
+    answer.entry("token_type").or_insert_with(|| "Bearer".into());
+    answer.entry("resource").or_insert_with(|| "".into());
+    Value::Object(answer).to_string().into()
 }

@@ -37,8 +37,6 @@ const REFUSAL_KEPT: Duration = Duration::from_secs(60);
 
 /// Tries of one request for a token (section 7).
 const TRIES_MAX: u32 = 5;
-const PAUSE_MIN: Duration = Duration::from_secs(1);
-const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Time over all tries and pauses.
 const TRYING_MAX: Duration = Duration::from_secs(3 * 60);
 
@@ -225,7 +223,7 @@ impl Inner {
             let pause = match error.retry() {
                 Retry::Permanent | Retry::Cancelled => return Err(error),
                 Retry::After(pause) => pause,
-                Retry::Backoff => (PAUSE_MIN * 2_u32.pow(tries - 1)).min(PAUSE_MAX).mul_f64(random()),
+                Retry::Backoff => self.asker.pause(tries),
             };
             let elapsed = clock.elapsed().saturating_sub(start);
             let limit = if tries >= tries_max {
@@ -262,6 +260,6 @@ pub(crate) fn renewal_margin(life: Duration) -> Duration {
 }
 
 /// Between 0 and 1. Without randomness from the system the middle does as well.
-fn random() -> f64 {
+pub(crate) fn random() -> f64 {
     getrandom::u32().map_or(0.5, |bits| f64::from(bits) / f64::from(u32::MAX))
 }

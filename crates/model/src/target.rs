@@ -329,6 +329,8 @@ pub struct StateRule {
     pub closed: Vec<i64>,
     /// Table of the activities that the messages for closing make, and its member that refers to this table.
     pub close_table: Option<(String, String)>,
+    /// States that those messages bring a row into.
+    pub close_states: Vec<i64>,
     /// Members that the messages for closing write themselves: they go along with the state, or the service's own values win.
     pub closing_writes: Vec<String>,
     /// The state of a row changes those of rows below it: publishing a product family publishes its members.
@@ -355,7 +357,7 @@ pub enum Birth {
     Written,
     /// Together with the row it belongs to: to be updated, not created. Member that names that row.
     WithParent(String),
-    /// Through a message that changes the state of the row this member names, not as a row.
+    /// Through a message that changes the state of the row this member names; where none is sent, by being written.
     ByState(String),
     /// Together with another row of the same table: `connection`'s reciprocal, instances of a recurring series; why.
     Mirrored(String),

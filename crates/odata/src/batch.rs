@@ -26,7 +26,7 @@ use self::codec::{Decoded, DecodedItem, DecodedPart};
 use crate::client::{Client, Reply, UserSlot};
 use crate::exchange::Outgoing;
 use crate::fault::RequestError;
-use crate::governor::{Outcome, RequestKind, Signals, Throttle};
+use crate::governor::{Ask, Outcome, RequestKind, Signals, Throttle};
 use crate::refusal::{Refusal, RefusalClass, proves_nothing_done};
 use crate::retry::Failure;
 use crate::write::{Answer, Delivered, Judgement, Method, Nature, Sending, Series, WriteFault, judge};
@@ -129,6 +129,15 @@ pub enum PartReply {
     },
 }
 
+/// How one request with a batch ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    /// Every item has its replies.
+    Answered,
+    /// Nothing was done, because it was too much at once: the same in smaller requests may be taken (section 5.7).
+    TooMuch,
+}
+
 /// What became of a batch.
 #[derive(Debug)]
 pub struct BatchReply {
@@ -170,17 +179,21 @@ impl Client {
                 self.target(&part.path)?;
             }
         }
-        let (mut items, mut replies) = (request.items, replies);
+        let (mut items, mut first) = (request.items, 0);
+        let mut items_max = usize::MAX;
         while !items.is_empty() {
-            let chunk = fitting(items);
-            let count = items[..chunk].iter().map(|item| item.parts().len()).sum();
-            let (now, later) = replies.split_at_mut(count);
+            let chunk = fitting(items).min(items_max);
+            let count: usize = items[..chunk].iter().map(|item| item.parts().len()).sum();
+            let now = &mut replies[first..first + count];
             let nature = if reads { Nature::Reads } else { Nature::Parts };
-            self.one_batch(slot, (request, &items[..chunk], nature), now, call).await?;
+            if self.one_batch(slot, (request, &items[..chunk], nature), now, call).await? == Taken::TooMuch {
+                items_max = chunk / 2;
+                continue;
+            }
             if request.on_error == OnError::Stop && !now.iter().all(is_done) {
                 return Ok(());
             }
-            (items, replies) = (&items[chunk..], later);
+            (items, first) = (&items[chunk..], first + count);
         }
         Ok(())
     }
@@ -192,7 +205,7 @@ impl Client {
         (request, items, nature): (&BatchRequest<'_>, &[Item], Nature),
         replies: &mut [PartReply],
         call: &Call,
-    ) -> Result<(), RequestError> {
+    ) -> Result<Taken, RequestError> {
         let content_type = codec::content_type();
         let mut series = Series::new(self, slot, request.what, call);
         // Items not yet settled, each with the place of its first reply.
@@ -204,13 +217,17 @@ impl Client {
         }
         while !pending.is_empty() {
             let sent: Vec<&Item> = pending.iter().map(|(item, _)| *item).collect();
+            let whole = sent.len() == items.len();
             let sending = Sending {
                 outgoing: Outgoing {
                     url: self.check_link("$batch")?,
                     prefer: (request.on_error == OnError::Continue).then_some("odata.continue-on-error"),
                     headers: &[],
                     body: Some(codec::encode(&sent, |path| self.target(path))?),
-                    kind: if nature == Nature::Reads { RequestKind::Page } else { RequestKind::Bulk },
+                    ask: Ask {
+                        kind: if nature == Nature::Reads { RequestKind::Page } else { RequestKind::Bulk },
+                        operations: sent.iter().map(|item| item.parts().len() as u32).sum(),
+                    },
                     what: request.what,
                 },
                 method: Method::Post,
@@ -220,6 +237,11 @@ impl Client {
             };
             let answers = match series.deliver(&sending).await {
                 Ok(Delivered::Answer(answer)) => self.read_answer(&sent, answer, request.on_error, call),
+                Ok(Delivered::Refused(refusal))
+                    if refusal.class() == RefusalClass::Split && sent.len() > 1 && whole =>
+                {
+                    return Ok(Taken::TooMuch);
+                }
                 Ok(Delivered::Refused(refusal)) => same(&sent, &PartReply::Refused(refusal)),
                 Err(WriteFault::Unknown { message, .. }) => same(&sent, &PartReply::Unknown { message }),
                 Err(WriteFault::NotDone(error)) => return Err(error),
@@ -240,16 +262,16 @@ impl Client {
                     *place = answer;
                 }
             }
-            let Some((failure, last)) = reason else { return Ok(()) };
-            match series.pause(failure, last).await {
+            let Some((failure, last)) = reason else { return Ok(Taken::Answered) };
+            match series.pause_for(failure, last).await {
                 Ok(()) => {}
                 // The parts keep the refusals they have.
-                Err(RequestError::Exhausted { .. }) => return Ok(()),
+                Err(RequestError::Exhausted { .. }) => return Ok(Taken::Answered),
                 Err(error) => return Err(error),
             }
             pending = again;
         }
-        Ok(())
+        Ok(Taken::Answered)
     }
 
     /// Reads an answer and tells the governor what is in it.
@@ -303,7 +325,7 @@ fn may_pass(item: &Item, replies: &[PartReply], repeats: u32) -> Option<(Failure
     }
     let read = item.parts().iter().all(|part| part.method == Method::Get);
     let doubtful_read = read && !proves_nothing_done(refusal.status, refusal.code) && repeats < READ_REPEATS_MAX;
-    (class.repeats_max() > repeats || doubtful_read).then(|| (Failure::Doubtful, refusal.message.clone()))
+    (class.repeats_max() > repeats || doubtful_read).then(|| (class.failure(), refusal.message.clone()))
 }
 
 /// Being throttled outweighs other reasons to wait.

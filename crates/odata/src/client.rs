@@ -344,12 +344,13 @@ impl Client {
     ) -> Result<Reply, RequestError> {
         let url = self.check_link(path_or_url)?;
         let what = format!("reading {}", url.path());
-        let outgoing = Outgoing { url, prefer, headers, body, kind: RequestKind::Small, what: &what };
+        let outgoing = Outgoing { url, prefer, headers, body, ask: RequestKind::Small.into(), what: &what };
         let make = Arc::new(move |facts| BufferIntake::new(bytes_max, AtLimit::Fail, facts));
         let (head, body) = self.exchange(&slot.0, &outgoing, make, call).await?;
         Ok(Reply { status: head.status, headers: head.headers, body })
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the parts of a request, each named at the call")]
     /// Reads one page of a collection into `sink`, row by row, on a blocking thread. Tries again inside; see
     /// [`dynavault_model::RowSink::restarted`]. Returns when the sink is no longer used.
     pub async fn read_page(
@@ -357,12 +358,13 @@ impl Client {
         slot: &UserSlot,
         path_or_url: &str,
         prefer: Option<&str>,
+        headers: &[(&str, &str)],
         sink: SharedSink,
         what: &str,
         call: &Call,
     ) -> Result<PageEnd, RequestError> {
         let url = self.check_link(path_or_url)?;
-        let outgoing = Outgoing { url, prefer, headers: &[], body: None, kind: RequestKind::Page, what };
+        let outgoing = Outgoing { url, prefer, headers, body: None, ask: RequestKind::Page.into(), what };
         let make = Arc::new(move |facts| PageIntake::new(Arc::clone(&sink), facts));
         let (_, end) = self.exchange(&slot.0, &outgoing, make, call).await?;
         Ok(end)
@@ -380,7 +382,7 @@ impl Client {
         call: &Call,
     ) -> Result<Downloaded, RequestError> {
         let url = self.check_link(path_or_url)?;
-        let outgoing = Outgoing { url, prefer: None, headers, body: None, kind: RequestKind::Content, what };
+        let outgoing = Outgoing { url, prefer: None, headers, body: None, ask: RequestKind::Content.into(), what };
         let make = Arc::new(move |facts| ContentIntake::new(Arc::clone(&sink), facts));
         let (head, ()) = self.exchange(&slot.0, &outgoing, make, call).await?;
         Ok(Downloaded { status: head.status, headers: head.headers })

@@ -25,7 +25,7 @@ use url::Url;
 
 use crate::client::{Client, ReplyHeaders, User};
 use crate::fault::{ErrorBody, RequestError, Verdict, verdict};
-use crate::governor::{Outcome, Permit, RequestKind, Signals, Throttle};
+use crate::governor::{Ask, Outcome, Permit, Signals, Throttle};
 use crate::intake::{
     AtLimit, BufferIntake, CHUNKS_AT_A_TIME, CHUNKS_MAX, Facts, Intake, IntakeFault, Maker, Piece, take_in,
 };
@@ -37,9 +37,10 @@ pub(crate) const ERROR_BODY_BYTES_MAX: usize = 256 * 1024;
 pub(crate) const ERROR_BODY_TIME_MAX: Duration = Duration::from_secs(5);
 /// A token that is refused this soon after a renewal was hardly used: such renewals are counted together.
 const RENEWAL_LIFE_MIN: Duration = Duration::from_secs(60);
-/// Renewals of the token one soon after the other: a token may be revoked twice, but a user that is not wanted stays refused.
-const RENEWALS_IN_ROW_MAX: u32 = 2;
-/// Renewals of the token in one request, however long it lasts.
+/// Renewals of the token for one request without anything but refusals between them: a second one is final (`dataverse`
+/// protocol, section 5.7 and test T01; `entra` protocol, section 8).
+const RENEWALS_IN_ROW_MAX: u32 = 1;
+/// Renewals of the token in one request, however long it lasts: a token that was taken may be revoked later.
 const RENEWALS_MAX: u32 = 4;
 /// After waiting this long for leave to send, the token is asked for again.
 const TOKEN_AGE_MAX: Duration = Duration::from_secs(60);
@@ -51,7 +52,7 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) headers: &'a [(&'a str, &'a str)],
     /// A POST with this JSON body; a GET without.
     pub(crate) body: Option<Bytes>,
-    pub(crate) kind: RequestKind,
+    pub(crate) ask: Ask,
     pub(crate) what: &'a str,
 }
 
@@ -110,6 +111,11 @@ impl Renewals {
         self.in_row += 1;
         true
     }
+
+    /// The service took the token.
+    pub(crate) fn accepted(&mut self) {
+        self.in_row = 0;
+    }
 }
 
 /// Waits for `future` unless the operator stops the run first.
@@ -139,10 +145,13 @@ impl Client {
             if attempts.tries() > 1 {
                 call.tally.retries(1);
             }
-            let (token, permit) = self.admit(user, outgoing.kind, &mut attempts, call).await?;
+            let (token, permit) = self.admit(user, outgoing.ask, &mut attempts, call).await?;
             let mut progress = Progress::default();
             let tried = self.attempt(outgoing, &token, permit, (&make, begun), &mut progress, call).await;
             begun |= progress.begun;
+            if progress.begun || matches!(&tried, Tried::Refused { verdict, .. } if *verdict != Verdict::Renew) {
+                renewals.accepted();
+            }
             let now = self.clock.elapsed();
             attempts.progress(progress.received, now);
             let (failure, after, last, refusal) = match tried {
@@ -210,13 +219,13 @@ impl Client {
     pub(crate) async fn admit(
         &self,
         user: &User,
-        kind: RequestKind,
+        ask: Ask,
         attempts: &mut Attempts,
         call: &Call,
     ) -> Result<(BearerToken, Permit), RequestError> {
         let token = unless_cancelled(call, user.tokens.token()).await?.map_err(RequestError::SignIn)?;
         let before = self.clock.elapsed();
-        let permit = unless_cancelled(call, user.governor.acquire(kind)).await?;
+        let permit = unless_cancelled(call, user.governor.acquire(ask)).await?;
         let waited = self.clock.elapsed().saturating_sub(before);
         attempts.waited(waited);
         if waited < TOKEN_AGE_MAX {

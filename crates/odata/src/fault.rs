@@ -36,6 +36,11 @@ pub mod code {
     pub const PLAIN_THROTTLED: u32 = 429;
 }
 
+/// Refusals of somebody whose token is good, whatever status they come with (`dataverse` protocol, section 9.3: some may arrive
+/// as 401): not a member, no role, no licence, disabled, no privilege, no access to the row, not on behalf of others.
+pub(crate) const NOT_THE_TOKEN: [u32; 8] =
+    [0x8007_2560, 0x8004_2f09, 0x8004_d24b, 0x8004_a112, 0x8004_0220, 0x8004_0299, 0x8004_8306, 0x8004_a110];
+
 /// Codes that pass by themselves (`dataverse` protocol, sections 5.1 and 5.7).
 pub(crate) const PASSING: [u32; 7] = [
     0x8004_ed47, // transaction aborted
@@ -182,7 +187,7 @@ fn reason(status: u16) -> String {
 #[non_exhaustive]
 pub enum RequestError {
     /// The service refused, in its own words.
-    #[error("the service refused with status {status}{}: {message}", in_brackets(*code))]
+    #[error("the service refused with status {status}{}: {message}{}", in_brackets(*code), of_request(request_id.as_deref()))]
     Service {
         /// HTTP status.
         status: u16,
@@ -225,7 +230,7 @@ pub enum RequestError {
     #[error("could not sign in")]
     SignIn(#[source] TokenError),
     /// The service does not accept the token, not even a fresh one.
-    #[error("the service does not accept the sign-in (status 401): {message}")]
+    #[error("the service does not accept the sign-in (status 401): {message}{}", of_request(request_id.as_deref()))]
     Unauthorized {
         /// The service's words, shortened.
         message: String,
@@ -247,6 +252,11 @@ fn in_brackets(code: Option<u32>) -> String {
     code.map_or_else(String::new, |code| format!(" (0x{code:08x})"))
 }
 
+/// The id that support asks for.
+fn of_request(id: Option<&str>) -> String {
+    id.map_or_else(String::new, |id| format!(" (request {id})"))
+}
+
 impl RequestError {
     /// The service's code, if the service refused.
     pub fn code(&self) -> Option<u32> {
@@ -256,10 +266,10 @@ impl RequestError {
         }
     }
 
-    /// The HTTP status, if the service refused.
+    /// The HTTP status that was meant, if the service refused.
     pub fn status(&self) -> Option<u16> {
         match self {
-            Self::Service { status, .. } => Some(*status),
+            Self::Service { status, code, .. } => Some(meant_status(*status, *code)),
             Self::Unauthorized { .. } => Some(401),
             _ => None,
         }
@@ -332,6 +342,18 @@ pub(crate) enum Verdict {
     Final,
 }
 
+/// Whether the words of a SQL error name a deadlock, which passes (`dataverse` protocol, section 5.7).
+pub(crate) fn is_deadlock(message: &str) -> bool {
+    let text = message.to_ascii_lowercase();
+    text.contains("1205") || text.contains("deadlock")
+}
+
+/// The status that is meant: elastic tables print it as the code, beside another one perhaps (`dataverse` protocol, section 1.5).
+pub(crate) fn meant_status(status: u16, code: Option<u32>) -> u16 {
+    let printed = code.and_then(|code| u16::try_from(code).ok()).filter(|code| (400..600).contains(code));
+    printed.unwrap_or(status)
+}
+
 /// Decides by code first, status second, text last.
 pub(crate) fn verdict(status: u16, body: &ErrorBody) -> Verdict {
     match body.code {
@@ -340,15 +362,14 @@ pub(crate) fn verdict(status: u16, body: &ErrorBody) -> Verdict {
             code::REQUESTS_EXCEEDED | code::EXECUTION_EXCEEDED | code::CONCURRENCY_EXCEEDED | code::PLAIN_THROTTLED,
         ) => return Verdict::Throttled,
         Some(code::SQL_ERROR) => {
-            let text = body.message.to_ascii_lowercase();
-            let deadlock = text.contains("1205") || text.contains("deadlock");
-            return if deadlock { Verdict::Transient } else { Verdict::Doubtful };
+            return if is_deadlock(&body.message) { Verdict::Transient } else { Verdict::Doubtful };
         }
         Some(code::UNEXPECTED) => return Verdict::Doubtful,
+        Some(code) if NOT_THE_TOKEN.contains(&code) => return Verdict::Final,
         Some(passing) if status != 429 && PASSING.contains(&passing) => return Verdict::Transient,
         _ => {}
     }
-    match status {
+    match meant_status(status, body.code) {
         429 => Verdict::Throttled,
         401 => Verdict::Renew,
         408 | 502 | 503 | 504 => Verdict::Transient,
@@ -427,6 +448,11 @@ mod tests {
             (429, Some(0x8007_2325), "", Verdict::Final),
             (401, Some(0x8004_a104), "", Verdict::Final),
             (401, None, "", Verdict::Renew),
+            (401, Some(0x8007_2560), "", Verdict::Final),
+            (401, Some(0x8004_0220), "", Verdict::Final),
+            (401, Some(0x8004_4300), "", Verdict::Renew),
+            (400, Some(503), "", Verdict::Transient),
+            (400, Some(404), "", Verdict::Final),
             (403, Some(0x8004_0220), "", Verdict::Final),
             (404, None, "", Verdict::Final),
         ] {

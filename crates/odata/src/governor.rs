@@ -30,7 +30,7 @@ use crate::retry::Chance;
 
 pub(crate) use signals::http_date;
 pub use signals::{LimitKind, RETRY_AFTER_MAX, Signals, Throttle};
-pub use state::{IN_FLIGHT_CEILING, Outcome, RequestKind};
+pub use state::{Ask, IN_FLIGHT_CEILING, Outcome, RequestKind};
 
 /// The governor of one application user.
 pub struct Governor {
@@ -69,16 +69,17 @@ impl Governor {
     }
 
     /// Waits until a request may start. Cancel-safe: dropping the future gives the place in the queue up.
-    pub async fn acquire(self: &Arc<Self>, kind: RequestKind) -> Permit {
+    pub async fn acquire(self: &Arc<Self>, ask: impl Into<Ask>) -> Permit {
+        let ask = ask.into();
         let _waiting = Waiting::new(&self.waiting);
         let _turn = self.gate.lock().await;
         loop {
             let decision = {
                 let mut core = self.core();
                 let now = self.clock.elapsed();
-                let decision = core.decide(now, kind);
+                let decision = core.decide(now, ask);
                 if decision == Decision::Start {
-                    let id = core.start(now, kind);
+                    let id = core.start(now, ask);
                     return Permit { governor: Arc::clone(self), id };
                 }
                 decision

@@ -329,9 +329,15 @@ impl PageSplitter {
             _ => None,
         };
         match wanted {
-            Some(_) if self.held == b"null" => Ok(()),
+            // An empty link leads nowhere.
+            Some(_) if matches!(&self.held[..], b"null" | b"\"\"") => Ok(()),
             Some(slot) => {
-                *slot = Some(text(&self.held).ok_or("a link or version is not a string")?);
+                // A version may be printed as a number.
+                let number =
+                    || serde_json::from_slice::<serde_json::Number>(&self.held).ok().map(|number| number.to_string());
+                let is_version = self.key.ends_with("version");
+                let found = text(&self.held).or_else(|| number().filter(|_| is_version));
+                *slot = Some(found.ok_or("a link or version is not a string")?);
                 Ok(())
             }
             None => serde_json::from_slice::<serde::de::IgnoredAny>(&self.held)

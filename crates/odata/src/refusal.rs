@@ -14,10 +14,14 @@ use std::fmt;
 use bytes::Bytes;
 
 use crate::client::ReplyHeaders;
-use crate::fault::{ErrorBody, PASSING, Verdict, code, privilege, verdict};
+use crate::fault::{ErrorBody, PASSING, Verdict, code, is_deadlock, meant_status, privilege, verdict};
+use crate::retry::Failure;
 
 /// Longest printed code kept, in characters: codes of the service have ten or eleven.
 const PRINTED_CHARS_MAX: usize = 32;
+
+/// Repeats of a write that lost against another one and was rolled back: with pauses that double, enough for some minutes.
+const TRANSIENT_REPEATS_MAX: u32 = 8;
 
 /// Smallest code that is the service's own; smaller ones are HTTP statuses in other clothes (section 1.5), or nothing.
 const OWN_CODE_MIN: u32 = 0x8000_0000;
@@ -112,10 +116,16 @@ impl RefusalClass {
     /// throttled has budgets of its own.
     pub(crate) fn repeats_max(self) -> u32 {
         match self {
-            Self::Transient | Self::Unexpected => 2,
+            Self::Transient => TRANSIENT_REPEATS_MAX,
+            Self::Unexpected => 2,
             Self::Crashed => 1,
             _ => 0,
         }
+    }
+
+    /// How the pause before that is reckoned.
+    pub(crate) fn failure(self) -> Failure {
+        if self == Self::Transient { Failure::Transient } else { Failure::Doubtful }
     }
 }
 
@@ -123,13 +133,14 @@ impl RefusalClass {
 /// [`crate::fault`], for reads and writes alike.
 const CLASSES: [(RefusalClass, &[u32]); 21] = [
     (RefusalClass::Missing, &[0x8004_0217, 0x8006_0891, 0x8004_9959]),
-    (RefusalClass::Duplicate, &[0x8004_0237, 0x8004_9939, 409]),
+    (RefusalClass::Duplicate, &[0x8004_0237, 0x8004_9939]),
     (RefusalClass::DuplicateKey, &[0x8006_0892, 0x8004_9929]),
     (RefusalClass::AlreadySo, &[0x8004_8208, 0x8004_0526]),
     (RefusalClass::Conflict, &[0x8006_0882]),
     (RefusalClass::NoEntityTags, &[0x8006_088d]),
     (RefusalClass::Closed, &[0x8004_0230, 0x8004_022e]),
-    (RefusalClass::State, &[0x8004_8408, 0x8004_f00e]),
+    // The last five are the family of rules for changes of state (section 6.5).
+    (RefusalClass::State, &[0x8004_8408, 0x8004_f00e, 0x8004_f854, 0x8004_f855, 0x8004_f856, 0x8004_f857, 0x8004_f858]),
     (RefusalClass::Associated, &[0x8004_0227]),
     (RefusalClass::Loop, &[0x8004_0507, 0x8004_0387]),
     (RefusalClass::Owner, &[0x8004_0215, 0x8004_2f09, 0x8004_a112, 0x8004_032d]),
@@ -177,12 +188,16 @@ pub fn classify(status: u16, body: &ErrorBody) -> RefusalClass {
         if ROW.contains(&code) {
             return RefusalClass::Row;
         }
-        // Other clients try again after any SQL error that is not a time-out; a write does so twice at most.
-        if PASSING.contains(&code) || code == code::SQL_ERROR {
+        let deadlock = code == code::SQL_ERROR && is_deadlock(&body.message);
+        if PASSING.contains(&code) || deadlock {
             return RefusalClass::Transient;
         }
+        // Other clients try again after any SQL error that is not a time-out; a write does so twice at most.
+        if code == code::SQL_ERROR {
+            return RefusalClass::Unexpected;
+        }
     }
-    match status {
+    match meant_status(status, body.code) {
         403 if privilege(&body.message).is_some() => RefusalClass::Table,
         404 => RefusalClass::Missing,
         409 => RefusalClass::Duplicate,
@@ -288,7 +303,7 @@ mod tests {
             (400, "0x80040265", RefusalClass::Row),
             (500, "0x80040224", RefusalClass::Crashed),
             (500, "0x80040216", RefusalClass::Unexpected),
-            (500, "0x80044150", RefusalClass::Transient),
+            (500, "0x80044150", RefusalClass::Unexpected),
             (500, "0x8004ed47", RefusalClass::Transient),
             (500, "0x80044151", RefusalClass::Split),
             (400, "0x80048208", RefusalClass::AlreadySo),
@@ -297,6 +312,11 @@ mod tests {
             (429, "0x80072322", RefusalClass::Throttled),
             (400, "429", RefusalClass::Throttled),
             (409, "409", RefusalClass::Duplicate),
+            (400, "409", RefusalClass::Duplicate),
+            (400, "404", RefusalClass::Missing),
+            (400, "412", RefusalClass::Conflict),
+            (400, "0x8004f856", RefusalClass::State),
+            (401, "0x80072560", RefusalClass::Environment),
             (400, "0x80049999", RefusalClass::Row),
         ] {
             assert_eq!(coded(status, code, "m").class(), class, "{status} {code}");
@@ -306,6 +326,7 @@ mod tests {
         codes.sort_unstable();
         codes.dedup();
         assert_eq!(codes.len(), count, "a code has two classes");
+        assert_eq!(coded(500, "0x80044150", "Transaction was deadlocked").class(), RefusalClass::Transient);
     }
 
     #[test]

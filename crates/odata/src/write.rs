@@ -316,11 +316,16 @@ impl<'a> Series<'a> {
         self.repeats
     }
 
-    /// Waits before the next try.
-    pub(crate) async fn pause(&mut self, failure: Failure, last: String) -> Result<(), RequestError> {
-        if failure == Failure::Doubtful {
+    /// Waits before the same is tried again because a refusal may pass.
+    pub(crate) async fn pause_for(&mut self, failure: Failure, last: String) -> Result<(), RequestError> {
+        if failure != Failure::Throttled {
             self.repeats += 1;
         }
+        self.pause(failure, last).await
+    }
+
+    /// Waits before the next try.
+    async fn pause(&mut self, failure: Failure, last: String) -> Result<(), RequestError> {
         self.client.pause_or_give_up(&mut self.attempts, (failure, None), self.what, last, self.call).await
     }
 
@@ -332,7 +337,7 @@ impl<'a> Series<'a> {
                 self.call.tally.retries(1);
             }
             let (token, permit) =
-                self.client.admit(self.user, sending.outgoing.kind, &mut self.attempts, self.call).await?;
+                self.client.admit(self.user, sending.outgoing.ask, &mut self.attempts, self.call).await?;
             let request = sending.request(&token)?;
             let answer = match self.send(sending, request, permit).await {
                 Sent::Answered(answer) => answer,
@@ -345,6 +350,9 @@ impl<'a> Series<'a> {
                     continue;
                 }
             };
+            if answer.status != 401 {
+                self.renewals.accepted();
+            }
             if answer.is_success() || answer.is_multipart() {
                 return Ok(Delivered::Answer(answer));
             }
@@ -352,7 +360,13 @@ impl<'a> Series<'a> {
             let challenge = answer.headers.challenge();
             let judgement = judge(sending.nature, &refusal);
             let busy = answer.status == 503 || answer.signals.retry_after.is_some();
+            // Some rows of a bulk message were written, and others told to come later.
+            let later = refusal.is_partial() && refusal.class() == RefusalClass::Throttled;
+            if later {
+                self.call.tally.throttled(1);
+            }
             answer.close(match judgement {
+                _ if later => Outcome::Throttled(Throttle::default()),
                 Judgement::Throttled => Outcome::Throttled(Throttle::read(&refusal.error_body())),
                 Judgement::Lost | Judgement::Definite if busy => Outcome::Busy,
                 _ => Outcome::Answered,
@@ -370,11 +384,12 @@ impl<'a> Series<'a> {
                     self.user.refused(&token, challenge.as_ref());
                 }
                 Judgement::Definite => {
-                    let again = sending.nature != Nature::Parts && self.repeats < refusal.class().repeats_max();
+                    let class = refusal.class();
+                    let again = sending.nature != Nature::Parts && self.repeats < class.repeats_max();
                     if !again || refusal.is_partial() {
                         return Ok(Delivered::Refused(refusal));
                     }
-                    match self.pause(Failure::Doubtful, refusal.message.clone()).await {
+                    match self.pause_for(class.failure(), refusal.message.clone()).await {
                         Ok(()) => {}
                         Err(RequestError::Exhausted { .. }) => return Ok(Delivered::Refused(refusal)),
                         Err(error) => return Err(error.into()),
@@ -397,7 +412,10 @@ impl<'a> Series<'a> {
         request_id: Option<String>,
     ) -> Result<(), WriteFault> {
         if sending.nature == Nature::Reads {
-            return Ok(self.pause(failure, message).await?);
+            let doubtful = failure == Failure::Doubtful;
+            let paused =
+                if doubtful { self.pause_for(failure, message).await } else { self.pause(failure, message).await };
+            return Ok(paused?);
         }
         Err(WriteFault::Unknown { what: self.what.to_owned(), message, request_id })
     }
@@ -446,7 +464,7 @@ impl Client {
                 prefer: None,
                 headers: request.headers,
                 body: Some(request.body.clone()).filter(|body| !body.is_empty()),
-                kind: request.kind,
+                ask: request.kind.into(),
                 what: request.what,
             },
             method: request.method,

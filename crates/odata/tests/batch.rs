@@ -154,11 +154,12 @@ async fn a_part_that_stays_throttled_or_deadlocked_keeps_its_refusal() {
     assert_eq!(words(&reply), ["204", "refused 429 Throttled"]);
     assert_eq!(server.requests().len(), 3);
 
-    let deadlock = || answers(200, &[wrong(500, "0x80044150")]);
-    let server = Scripted::new((0..5).map(|_| deadlock()).collect()).await;
-    let reply = server.batch(&patches(1), OnError::Continue).await;
-    assert_eq!(words(&reply), ["refused 500 Transient"]);
-    assert_eq!(server.requests().len(), 3);
+    for (code, requests, class) in [("0x80044150", 3, "Unexpected"), ("0x8004ed47", 9, "Transient")] {
+        let server = Scripted::new((0..12).map(|_| answers(200, &[wrong(500, code)])).collect()).await;
+        let reply = server.batch(&patches(1), OnError::Continue).await;
+        assert_eq!(words(&reply), [format!("refused 500 {class}")]);
+        assert_eq!(server.requests().len(), requests, "{code}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -188,6 +189,30 @@ async fn a_batch_refused_as_a_whole_is_renewed_waited_for_or_reported() {
         Scripted::new(vec![Step::Send(answer(400, "", &error("0x80048d19", "Stream was not readable")))]).await;
     let reply = server.batch(&patches(2), OnError::Continue).await;
     assert_eq!(words(&reply), ["refused 400 OurMistake", "refused 400 OurMistake"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_is_too_much_at_once_is_sent_in_smaller_ones() {
+    let large = || Step::Send(answer(413, "Content-Type: text/html\r\n", "<title>Too large</title>"));
+    let server = Scripted::new(vec![
+        large(),
+        large(),
+        answers(200, &[fine()]),
+        answers(200, &[wrong(400, "0x80040237")]),
+        answers(200, &[fine()]),
+        answers(200, &[fine()]),
+    ])
+    .await;
+    let reply = server.batch(&patches(4), OnError::Continue).await;
+    assert_eq!(words(&reply), ["204", "refused 400 Duplicate", "204", "204"]);
+    let requests = server.requests();
+    let asked: Vec<Vec<&str>> = requests[2..].iter().map(|request| paths(request)).collect();
+    assert_eq!(asked, [["accounts(1)"], ["accounts(2)"], ["accounts(3)"], ["accounts(4)"]]);
+
+    // A single part that is too much is refused, and nothing is sent for ever.
+    let server = Scripted::new(vec![large()]).await;
+    assert_eq!(words(&server.batch(&patches(1), OnError::Continue).await), ["refused 413 Split"]);
+    assert_eq!(server.requests().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

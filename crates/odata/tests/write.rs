@@ -226,8 +226,14 @@ async fn what_was_rolled_back_and_may_pass_is_sent_again_a_few_times() {
     server.done(&patch()).await;
     assert_eq!(server.call.tally.totals().retries, 2);
 
-    let server = Scripted::new((0..5).map(|_| deadlock()).collect()).await;
+    // A lock that is held for long is waited for with growing pauses.
+    let server = Scripted::new((0..12).map(|_| deadlock()).collect()).await;
     assert_eq!(server.refused(&patch()).await.class(), RefusalClass::Transient);
+    assert_eq!(server.requests().len(), 9);
+
+    let unexpected = || refusal(500, "", &error("0x80040216", "An unexpected error occurred."));
+    let server = Scripted::new((0..5).map(|_| unexpected()).collect()).await;
+    assert_eq!(server.refused(&patch()).await.class(), RefusalClass::Unexpected);
     assert_eq!(server.requests().len(), 3);
 
     let crash = || refusal(400, "", &error("0x80040224", "The plug-in crashed"));
@@ -249,6 +255,9 @@ async fn a_message_that_writes_row_by_row_is_not_believed_to_have_done_nothing()
     assert!(refusal.is_partial());
     assert_eq!(refusal.detail("BulkApiErrorDetails").as_deref(), Some(r#"[{"RequestIndex":1}]"#));
     assert_eq!(server.requests().len(), 1);
+    // Whoever sends the rest waits as told, and it is counted.
+    assert_eq!(server.call.tally.totals().throttled, 1);
+    assert!(server.client.slot().governor().pause().as_secs() >= 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

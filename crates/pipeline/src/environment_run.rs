@@ -49,6 +49,15 @@ pub struct BackupParts {
 /// Chooses tables by name.
 pub type TableFilter = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
+/// Tables that were asked for, as they were typed.
+#[derive(Clone)]
+pub struct Selection {
+    /// What was typed.
+    pub text: String,
+    /// Which tables it means.
+    pub matches: TableFilter,
+}
+
 /// What the operator asked for.
 #[derive(Clone)]
 pub struct BackupOptions {
@@ -62,8 +71,8 @@ pub struct BackupOptions {
     pub resumed_from: Option<RunId>,
     /// Tables that the configuration protects.
     pub included: TableFilter,
-    /// Tables of this run, when only some were asked for.
-    pub selected: Option<TableFilter>,
+    /// Tables of this run, when only some were asked for: those that match any of these.
+    pub selected: Option<Vec<Selection>>,
     /// Read everything again and store what differs.
     pub full: bool,
     /// Read everything again and store all of it, whatever the vault has.
@@ -119,6 +128,29 @@ impl EnvironmentRun {
         Self { parts, options, writer }
     }
 
+    /// Whether a table was asked for.
+    pub(crate) fn is_selected(&self, table: &str) -> bool {
+        let any = |selected: &Vec<Selection>| selected.iter().any(|selection| (selection.matches)(table));
+        self.options.selected.as_ref().is_none_or(any)
+    }
+
+    /// What was asked for must mean something: a mistyped name would be a run that looks good and protects nothing.
+    fn check_selection(&self, listings: &[TableListing]) -> Result<(), PipelineError> {
+        for Selection { text, matches } in self.options.selected.iter().flatten() {
+            let mut meant = listings.iter().map(|listing| &listing.table.name).filter(|name| matches(name)).peekable();
+            let any = meant.peek().is_some();
+            let reason = match any {
+                false => "matches no table of the environment",
+                true if meant.all(|name| !(self.options.included)(name)) => {
+                    "matches only tables that the configuration leaves out"
+                }
+                true => continue,
+            };
+            return Err(PipelineError::NothingSelected { text: text.clone(), reason });
+        }
+        Ok(())
+    }
+
     fn call(&self) -> Call {
         Call { tally: Arc::clone(&self.parts.tally), cancel: self.parts.cancel.clone() }
     }
@@ -132,6 +164,7 @@ impl EnvironmentRun {
         self.parts.source.identity(&self.call()).await?;
         let prior = self.prior_to_plan_with().await?;
         let listings = self.parts.source.discover(&self.call()).await?;
+        self.check_selection(&listings)?;
         let schemas: Vec<TableSchema> = listings.iter().filter_map(|listing| listing.schema.clone().ok()).collect();
         let rows = self.approximate_rows(&schemas).await;
         let before = mode::prior_tables(prior.manifest.as_ref());
@@ -139,6 +172,9 @@ impl EnvironmentRun {
         let mut plans = Vec::new();
         for listing in listings {
             let table = listing.table.name;
+            if !self.is_selected(&table) {
+                continue;
+            }
             let excluded = !(self.options.included)(&table);
             let mode = match listing.schema {
                 Err(refusal) => Err(refusal),
@@ -182,6 +218,7 @@ impl EnvironmentRun {
         let prior = self.prior().await?;
         self.same_organization(&identity, prior.manifest.as_ref())?;
         let listings = self.parts.source.discover(&self.call()).await?;
+        self.check_selection(&listings)?;
         let (draft, snapshot) = self.take_up_draft(prior.manifest.as_ref()).await?;
         self.sweep_folder(&prior, draft.as_ref()).await?;
         let (jobs, mut ended, excluded) = self.jobs(listings, &prior, draft).await?;
@@ -223,8 +260,7 @@ impl EnvironmentRun {
         let mut excluded = Vec::new();
         for listing in listings {
             let name = listing.table.name.clone();
-            let chosen = self.options.selected.as_ref().is_none_or(|selected| selected(&name));
-            if !(self.options.included)(&name) || !chosen {
+            if !(self.options.included)(&name) || !self.is_selected(&name) {
                 excluded.push(name);
                 continue;
             }

@@ -13,8 +13,8 @@ pub enum PipelineError {
     /// The environment cannot be read at all.
     #[error("could not read the environment")]
     Source(#[source] SourceError),
-    /// The vault cannot be written.
-    #[error("could not write to the vault")]
+    /// The vault cannot be written, or what is needed of it cannot be read.
+    #[error("could not use the vault")]
     Vault(#[source] VaultError),
     /// The catalog cannot be used.
     #[error("could not use the catalog")]
@@ -45,6 +45,14 @@ pub enum PipelineError {
         environment: String,
         /// Why the first of them could not.
         reason: String,
+    },
+    /// What was asked for is not there.
+    #[error("{text:?} {reason}")]
+    NothingSelected {
+        /// What was typed.
+        text: String,
+        /// What is wrong with it.
+        reason: &'static str,
     },
     /// A part of the run ended in a way it never should.
     #[error("a part of the run broke off: {what}")]
@@ -97,6 +105,9 @@ impl Diagnose for PipelineError {
                 Some("give the other organization its own environment name in the configuration".into())
             }
             Self::LockLost { .. } => Some("run the backup again: it goes on from the last durable segment".into()),
+            Self::NothingSelected { .. } => {
+                Some("`dynavault env tables` lists the tables; their names are in lower case".into())
+            }
             Self::NothingCaptured { .. } => {
                 Some("`dynavault env tables` shows every table with the reason it cannot be read".into())
             }
@@ -109,7 +120,7 @@ impl Diagnose for PipelineError {
             Self::Source(source) => source.kind(),
             Self::Vault(source) => source.kind(),
             Self::Catalog(source) => source.kind(),
-            Self::OtherEnvironment { .. } => FaultKind::Usage,
+            Self::OtherEnvironment { .. } | Self::NothingSelected { .. } => FaultKind::Usage,
             Self::LockLost { .. } => FaultKind::Busy,
             Self::Cancelled => FaultKind::Cancelled,
             _ => FaultKind::Failed,

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 pub use budget::MemoryBudget;
 pub use commit::committed;
-pub use environment_run::{BackupOptions, BackupParts, EnvironmentRun, TableFilter, TablePlan};
+pub use environment_run::{BackupOptions, BackupParts, EnvironmentRun, Selection, TableFilter, TablePlan};
 pub use error::PipelineError;
 pub use mode::{PlannedMode, prior_tables};
 pub use state::StateError;

@@ -47,6 +47,14 @@ pub(crate) fn without_reference(op: &Op, rules: &TableRules, refusal: &Rejection
     Some((without(set, &row, &named)?, named))
 }
 
+/// The values of `op` without a member.
+pub(crate) fn without_member(op: &Op, member: &str) -> Option<Box<RawValue>> {
+    let set = op.set.as_deref()?.get().as_bytes();
+    let mut members = Vec::new();
+    scan(set, &mut members).ok()?;
+    without(set, &Row::new(set, &members), member)
+}
+
 /// A set of values without a member and the annotations on it.
 fn without(set: &[u8], row: &Row<'_>, named: &str) -> Option<Box<RawValue>> {
     let mut text = String::from("{");
@@ -68,6 +76,12 @@ fn without(set: &[u8], row: &Row<'_>, named: &str) -> Option<Box<RawValue>> {
 pub(crate) fn without_creator(note: Option<String>) -> String {
     let creator = left_out_as("its creator", CREATOR_LOST);
     note.map_or_else(|| format!("{WRITTEN_WITHOUT}{creator}"), |note| format!("{note}, {creator}"))
+}
+
+/// Two notes of the same row as one.
+pub(crate) fn both(note: Option<String>, other: &str) -> String {
+    let left_out = other.strip_prefix(WRITTEN_WITHOUT).unwrap_or(other);
+    note.map_or_else(|| other.to_string(), |note| format!("{note}, {left_out}"))
 }
 
 const WRITTEN_WITHOUT: &str = "written without ";
@@ -116,5 +130,10 @@ mod tests {
         let sent = as_noted(&planned, &note).unwrap();
         assert_eq!(sent.set.unwrap().get(), r#"{"name":"A"}"#);
         assert!(as_noted(&planned, "the row has changed").is_none());
+        let owner = written_without(&[left_out_as("_ownerid_value", OWNER_REFUSED)]);
+        let reference = written_without(&[left_out_as("_a_value", TARGET_MISSING)]);
+        let sent = as_noted(&planned, &both(Some(reference), &owner)).unwrap();
+        assert_eq!(sent.set.unwrap().get(), r#"{"name":"A"}"#);
+        assert_eq!(both(None, &owner), owner);
     }
 }

@@ -30,10 +30,11 @@ use tokio::task::JoinSet;
 
 use crate::RestoreError;
 use crate::adjust::{
-    OWNER_REFUSED, TARGET_MISSING, as_noted, left_out_as, refuses_creator, without_creator, without_reference,
+    OWNER_REFUSED, TARGET_MISSING, as_noted, both, left_out_as, refuses_creator, without_creator, without_reference,
     written_without,
 };
 use crate::batches::{BatchKey, Cutter};
+use crate::disowned::RefusedOwners;
 use crate::outcomes::RestoreReport;
 use crate::plan::{Action, Op};
 use crate::settle::{LiveRow, Settled, differs_by_cascade_only, holds, read_live, settle, still_as_seen};
@@ -75,17 +76,20 @@ pub struct ApplyParts {
     pub parallel: usize,
     /// How writes are made.
     pub options: WriteOptions,
+    /// Our own user in the environment.
+    pub user: String,
 }
 
 /// Applies plans. One at a time.
 pub(crate) struct Applier {
     pub(crate) parts: ApplyParts,
-    run: RunId,
+    pub(crate) run: RunId,
     report: Mutex<RestoreReport>,
     /// Tables that take no writes of a kind, with the service's words.
     blocked: Mutex<HashMap<(String, Action), (String, String)>>,
     /// Tables whose rows are links.
     links: HashSet<String>,
+    pub(crate) owners: RefusedOwners,
 }
 
 /// An operation on its way.
@@ -131,8 +135,14 @@ pub async fn apply(parts: ApplyParts, run: RunId, mut ops: Ops) -> Result<Restor
         .map(|schema| schema.table.name.clone())
         .collect();
     let parallel = parts.parallel.max(1);
-    let applier =
-        Arc::new(Applier { parts, run, report: Mutex::new(RestoreReport::new(run)), blocked: Mutex::default(), links });
+    let applier = Arc::new(Applier {
+        parts,
+        run,
+        report: Mutex::new(RestoreReport::new(run)),
+        blocked: Mutex::default(),
+        links,
+        owners: RefusedOwners::default(),
+    });
     let mut done = Journal::default();
     let mut cutter = Cutter::default();
     let mut batch: Vec<Item> = Vec::new();
@@ -321,7 +331,7 @@ impl Applier {
         let live = read_live(self.parts.target.as_ref(), schema, &keys, &self.parts.call).await?;
         for (op, note) in rows {
             let sent = note.as_deref().and_then(|note| as_noted(&op, note));
-            match settle(sent.as_ref().unwrap_or(&op), live.get(&op.key)) {
+            match settle(sent.as_ref().unwrap_or(&op), live.get(&op.key), &self.parts.user) {
                 Settled::Done => outcomes.push((noted(op.n, OpState::Done, None, note), op).swap()),
                 Settled::Conflict => {
                     let message = Some(CHANGED_MEANWHILE.to_string());
@@ -363,9 +373,12 @@ impl Applier {
         let mut last = String::new();
         // Rows that are no longer written on behalf of their creators.
         let mut alone: HashSet<u64> = HashSet::new();
+        // Notes of rows that are written without their owners.
+        let mut notes: HashMap<u64, String> = HashMap::new();
         let mut tries = 0;
         while tries < SENDS_MAX {
             let open = ops.len();
+            ops = self.disown(schema, kind, ops, &mut notes, outcomes).await?;
             let writes: Vec<RowWrite> = ops.iter().map(row_write).collect();
             let answers = self.parts.target.write(schema, kind, &writes, &self.parts.options, &self.parts.call).await?;
             let (mut unknown, mut unsent) = (Vec::new(), Vec::new());
@@ -374,12 +387,16 @@ impl Applier {
                     WriteOutcome::Unknown { message } => {
                         last = message;
                         again.sent.insert(op.n);
-                        unknown.push((op, None));
+                        let note = notes.get(&op.n).cloned();
+                        unknown.push((op, note));
                     }
                     WriteOutcome::NotSent => unsent.push(op),
                     WriteOutcome::Rejected(refusal) if refuses_creator(&op, &refusal) => {
                         alone.insert(op.n);
                         unsent.push(Op { on_behalf: None, ..op });
+                    }
+                    WriteOutcome::Rejected(refusal) if self.refuses_owner(schema, kind, &op, &refusal) => {
+                        unsent.push(op);
                     }
                     answer => {
                         // A link that is there, or gone, when it is sent again was made, or cut, the first time.
@@ -389,6 +406,9 @@ impl Applier {
                         };
                         let mut outcome = self.outcome(schema, kind, &op, answer).await?;
                         outcome.before = before.remove(&op.n);
+                        if let Some(note) = notes.get(&op.n).filter(|_| outcome.state == OpState::Done) {
+                            outcome.message = Some(both(outcome.message.take(), note));
+                        }
                         outcomes.push((op, outcome));
                     }
                 }
@@ -461,20 +481,24 @@ impl Applier {
         let (target, call) = (self.parts.target.as_ref(), &self.parts.call);
         let ended = |state| Ok(noted(op.n, state, None, None));
         for _ in 0..SENDS_MAX {
-            if !matches!(kind, WriteKind::Undelete | WriteKind::Update | WriteKind::Delete) {
+            if !matches!(kind, WriteKind::Undelete | WriteKind::Update | WriteKind::State | WriteKind::Delete) {
                 return Ok(conflict);
             }
             let live = read_live(target, schema, std::slice::from_ref(&op.key), call).await?;
             let as_planned = |live: &LiveRow| op.set.as_deref().is_some_and(|set| holds(set, live));
             let as_seen = |live: &LiveRow| match kind {
-                WriteKind::Delete => op.from.as_deref().is_some_and(|from| differs_by_cascade_only(from, live)),
-                _ => still_as_seen(op, live),
+                WriteKind::Delete => {
+                    op.from.as_deref().is_some_and(|from| differs_by_cascade_only(from, live, &self.parts.user))
+                }
+                _ => still_as_seen(op, live, &self.parts.user),
             };
             let etag = match (kind, live.get(&op.key)) {
                 (WriteKind::Delete, None) => return ended(OpState::Done),
                 (WriteKind::Undelete, Some(live)) if as_planned(live) => return ended(OpState::Done),
-                (WriteKind::Update, Some(live)) if as_planned(live) => return ended(OpState::Unchanged),
-                (WriteKind::Delete | WriteKind::Update, Some(live)) if as_seen(live) => live.etag(),
+                (WriteKind::Update | WriteKind::State, Some(live)) if as_planned(live) => {
+                    return ended(OpState::Unchanged);
+                }
+                (WriteKind::Delete | WriteKind::Update | WriteKind::State, Some(live)) if as_seen(live) => live.etag(),
                 _ => None,
             };
             let Some(etag) = etag else { return Ok(conflict) };
@@ -562,7 +586,7 @@ impl Applier {
                 WriteOutcome::Unknown { message } => {
                     last = message;
                     let live = read_live(target, schema, std::slice::from_ref(&op.key), call).await?;
-                    match settle(op, live.get(&op.key)) {
+                    match settle(op, live.get(&op.key), &self.parts.user) {
                         Settled::Done => return Ok(Ok(done())),
                         Settled::Conflict => {
                             return Ok(Ok(noted(op.n, OpState::Conflict, None, Some(CHANGED_MEANWHILE.into()))));
@@ -587,7 +611,7 @@ impl Applier {
 }
 
 /// Swaps a pair: outcomes are made before their operation is moved.
-trait Swap {
+pub(crate) trait Swap {
     type Output;
     fn swap(self) -> Self::Output;
 }

@@ -45,7 +45,8 @@ impl BatchKey {
 pub(crate) fn weight(op: &Op) -> usize {
     let raw = |value: &Option<Box<serde_json::value::RawValue>>| value.as_ref().map_or(0, |value| value.get().len());
     let rows = |rows: &[Box<serde_json::value::RawValue>]| rows.iter().map(|row| row.get().len()).sum::<usize>();
-    raw(&op.set) + raw(&op.from) + raw(&op.close) + rows(&op.parties) + rows(&op.from_parties) + 128
+    let along = op.along.iter().map(|gone| gone.row.get().len()).sum::<usize>();
+    raw(&op.set) + raw(&op.from) + raw(&op.close) + rows(&op.parties) + rows(&op.from_parties) + along + 128
 }
 
 /// Cuts a stream of operations into batches.

@@ -30,9 +30,9 @@ impl Work {
     /// Reads which users can act. `own` is our own user.
     pub(crate) fn read_creators(&mut self, own: &str) -> Result<(), RestoreError> {
         let why = match &self.abilities.on_behalf {
-            Ability::Granted => None,
+            // What the service does not tell is tried: a row that is refused for it is made by us.
+            Ability::Granted | Ability::Unknown => None,
             Ability::Missing(privilege) => Some(format!("the privilege {privilege} is missing")),
-            Ability::Unknown => Some("the service does not say whether the user may write on behalf of others".into()),
         };
         if let Some(why) = why {
             self.no_creators(&why);

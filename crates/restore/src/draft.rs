@@ -13,7 +13,7 @@ use crate::findings::{Findings, NotWritten};
 use crate::project::{Use, closed, fits, reason};
 use crate::resolve::Resolver;
 use crate::select::Columns;
-use crate::settle::key_of;
+use crate::settle::{MODIFIED, key_of};
 use crate::tables::ColumnIndex;
 use crate::waves::Node;
 
@@ -64,6 +64,8 @@ pub(crate) struct Draft {
     pub(crate) lookups: Vec<Lookup>,
     /// Entity tag of the live row.
     pub(crate) etag: Option<String>,
+    /// When the live row was last modified, as its value says.
+    pub(crate) modified: Option<String>,
     /// A new owner of a row that is there.
     pub(crate) owner: Option<Lookup>,
     /// Opens a closed row, once it is known that something is written to it: one that is there, or one that is closed when it
@@ -137,6 +139,7 @@ impl Drafting<'_> {
             from: String::new(),
             lookups: Vec::new(),
             etag: None,
+            modified: None,
             owner: None,
             reopen: None,
             state: None,
@@ -285,6 +288,7 @@ impl Drafting<'_> {
             from: String::new(),
             lookups: Vec::new(),
             etag: live.get("@odata.etag").and_then(|tag| serde_json::from_slice(tag).ok()),
+            modified: live.get(MODIFIED).and_then(|time| serde_json::from_slice(time).ok()),
             owner: None,
             reopen: None,
             state: None,
@@ -300,6 +304,9 @@ impl Drafting<'_> {
             let (before, now) = (value(captured, &rule.member), value(live, &rule.member));
             // A null of a secured column may mean "not allowed to read" (`dataverse` protocol, rule 3.5).
             if column.secured && before == NULL {
+                if now != NULL {
+                    self.not_written.add("secured", &rule.member);
+                }
                 continue;
             }
             // What closing fills in would be filled in again when the row is closed again.
@@ -470,12 +477,9 @@ impl Drafting<'_> {
             return Some(false);
         }
         match birth {
-            Birth::Written => return Some(true),
+            // A close activity that no message makes is an activity like any other.
+            Birth::Written | Birth::ByState(_) => return Some(true),
             Birth::WithParent(_) => return None,
-            Birth::ByState(member) => {
-                let sentence = format!("the service makes the row when the row in {member} is closed");
-                self.findings.row("by-state", self.name, &id, "", sentence);
-            }
             Birth::Mirrored(why) => self.findings.row("mirrored", self.name, &id, "", why),
             Birth::Never(why) => self.findings.row("never", self.name, &id, "", why),
         }

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use dynavault_model::{Guard, RowKey, WriteKind};
 use serde_json::value::RawValue;
 
+use crate::closes::state_of;
 use crate::compare::Winner;
 use crate::draft::{Draft, Kind, Lookup, Pair};
 use crate::error::RestoreError;
@@ -20,12 +21,14 @@ use crate::project::reason;
 use crate::resolve::{Presence, presence, words};
 use crate::spill::Spill;
 use crate::waves::{Node, Waves};
-use crate::work::{Close, Work};
+use crate::work::Work;
 
 /// Waves that fit into the sort key.
 const WAVE_MAX: u32 = (1 << 24) - 1;
 /// Callers that fit into the sort key; the operations of further ones are mixed, which costs requests and nothing else.
 const CALLER_MAX: u64 = (1 << 15) - 1;
+/// Wave of the step of lookups in which the rows that come back closed from the recycle bin are open.
+const AFTER_OPENING: u32 = 1;
 /// Most rows above a row: a longer chain is a circle.
 const ABOVE_MAX: u32 = 1_000;
 
@@ -67,7 +70,7 @@ pub(crate) fn raw(text: String) -> Result<Box<RawValue>, RestoreError> {
     RawValue::from_string(text).map_err(|error| RestoreError::Worker(format!("a planned value is not JSON: {error}")))
 }
 
-fn object(parts: &[&str]) -> Result<Box<RawValue>, RestoreError> {
+pub(crate) fn object(parts: &[&str]) -> Result<Box<RawValue>, RestoreError> {
     let parts: Vec<&str> = parts.iter().copied().filter(|part| !part.is_empty()).collect();
     raw(format!("{{{}}}", parts.join(",")))
 }
@@ -86,9 +89,11 @@ pub(crate) fn op(table: &str, key: &RowKey, step: Step, wave: u32, action: Actio
         guard,
         parties: Vec::new(),
         from_parties: Vec::new(),
+        along: Vec::new(),
         close: None,
         content: None,
         on_behalf: None,
+        modified: None,
         follows: false,
     }
 }
@@ -108,6 +113,8 @@ pub(crate) struct Emitter<'a> {
     pub(crate) ops: &'a mut Ops,
     /// Existing rows that an operation changes.
     pub(crate) touched: HashSet<Node>,
+    /// Rows whose state is set where states reach below, with a new state that rows are not born in.
+    pub(crate) stated: HashMap<Node, Option<i64>>,
 }
 
 impl Emitter<'_> {
@@ -162,7 +169,9 @@ impl Emitter<'_> {
             }
         }
         let kind = if draft.kind == Kind::Undelete { WriteKind::Undelete } else { WriteKind::Create };
-        let mut create = op(table, &draft.key, Step::Rows, wave, Action::Write(kind), Guard::Absent);
+        let waits = self.work.openings.waits(node);
+        let (step, place) = if waits { (Step::Lookups, AFTER_OPENING) } else { (Step::Rows, wave) };
+        let mut create = op(table, &draft.key, step, place, Action::Write(kind), Guard::Absent);
         create.set = Some(object(&now)?);
         create.on_behalf.clone_from(&draft.on_behalf);
         if self.work.tables.get(node.table).rules().is_activity {
@@ -178,7 +187,7 @@ impl Emitter<'_> {
         } else {
             counts.create += 1;
         }
-        let follows = !later.is_empty() || !parties.is_empty() || self.work.openings.has_content(node);
+        let follows = !later.is_empty() || !parties.is_empty() || self.work.openings.opens(node);
         let reopen = draft.reopen.as_ref().filter(|_| follows);
         if let Some(reopen) = reopen {
             // It is closed as soon as it is back, and takes neither lookups, parties nor content then.
@@ -189,7 +198,7 @@ impl Emitter<'_> {
         }
         if !later.is_empty() {
             self.work.tables.get_mut(node.table).plan.counts.update += 1;
-            let wave = u32::from(reopen.is_some());
+            let wave = if waits { AFTER_OPENING + 1 } else { u32::from(reopen.is_some()) };
             let mut update = follow(table, &draft.key, Step::Lookups, wave, WriteKind::Update);
             update.set = Some(object(&later)?);
             self.ops.push(node.table, &update)?;
@@ -269,7 +278,8 @@ impl Emitter<'_> {
             _ => None,
         };
         let written = set.iter().any(|part| !part.is_empty());
-        let opened = written || owner.is_some() || opens;
+        // Closing it once more brings back what the closing left behind.
+        let opened = written || owner.is_some() || opens || self.work.carries_close(node);
         let reopens = draft.reopen.is_some() && !opened;
         if let Some(reopen) = draft.reopen.as_ref().filter(|_| opened) {
             let (guard, follows) = guard();
@@ -277,6 +287,7 @@ impl Emitter<'_> {
             let mut open = op(table, &draft.key, Step::Reopen, 0, action, guard);
             (open.set, open.from) = (Some(raw(reopen.set.clone())?), Some(raw(reopen.from.clone())?));
             open.follows = follows;
+            open.modified.clone_from(&draft.modified);
             self.ops.push(node.table, &open)?;
             self.work.tables.get_mut(node.table).plan.counts.state += 1;
         }
@@ -285,15 +296,21 @@ impl Emitter<'_> {
             let (step, wave) = if waits { (Step::Lookups, 0) } else { (Step::Rows, wave) };
             let mut update = op(table, &draft.key, step, wave, Action::Write(WriteKind::Update), guard);
             (update.set, update.from, update.follows) = (Some(object(&set)?), Some(object(&from)?), follows);
+            update.modified.clone_from(&draft.modified);
             self.ops.push(node.table, &update)?;
             self.work.tables.get_mut(node.table).plan.counts.update += 1;
         }
         if let Some(owner) = owner {
-            let (guard, follows) = guard();
+            let (mut guard, follows) = guard();
+            if self.work.heirs.is_below(node) {
+                // The assignment of the row above makes another version of it, with another owner.
+                guard = Guard::Present;
+            }
             let wave = self.owner_waves.row(node);
             let mut assign = op(table, &draft.key, Step::Owners, wave, Action::Write(WriteKind::Update), guard);
             (assign.set, assign.from) = (Some(object(&[&owner.set])?), Some(object(&[&owner.from])?));
             assign.follows = follows;
+            assign.modified.clone_from(&draft.modified);
             self.ops.push(node.table, &assign)?;
             self.work.tables.get_mut(node.table).plan.counts.update += 1;
         }
@@ -319,9 +336,14 @@ impl Emitter<'_> {
         follows: bool,
     ) -> Result<(), RestoreError> {
         let wave = self.state_wave(node);
+        if let Some(rule) = self.work.tables.get(node.table).rules().state.as_ref().filter(|rule| rule.reaches_below) {
+            let (wanted, now) = (state_of(rule, &state.set), state_of(rule, &state.from));
+            self.stated.insert(node, wanted.filter(|wanted| *wanted != rule.initial && now != Some(*wanted)));
+        }
         let mut set = op(table, &draft.key, Step::State, wave, Action::Write(WriteKind::State), guard);
         (set.set, set.from, set.follows) = (Some(raw(state.set.clone())?), Some(raw(state.from.clone())?), follows);
-        set.close = self.close(node)?;
+        set.modified.clone_from(&draft.modified);
+        set.close = self.work.close(node)?;
         self.ops.push(node.table, &set)?;
         self.work.tables.get_mut(node.table).plan.counts.state += 1;
         Ok(())
@@ -344,6 +366,29 @@ impl Emitter<'_> {
         last - self.waves.table(node.table).min(last) + above
     }
 
+    /// Reports the rows whose states are not set, below rows whose states are: those may reach them (`dataverse` protocol,
+    /// section 8.6).
+    pub(crate) fn report_states_from_above(&mut self) {
+        for (node, captured) in std::mem::take(&mut self.work.states_below) {
+            if self.stated.contains_key(&node) || self.presence(node) == Presence::Missing {
+                continue;
+            }
+            let mut at = self.work.above.get(&node);
+            for _ in 0..ABOVE_MAX {
+                let Some(parent) = at else { break };
+                if self.stated.get(parent).copied().flatten().is_some_and(|state| state != captured) {
+                    let table = self.work.tables.get(node.table);
+                    let (name, id) = (table.name.clone(), table.ids[node.row as usize].to_string());
+                    let column = table.rules().state.as_ref().map_or("", |rule| rule.state.as_str()).to_string();
+                    let sentence = "the state of the row above is set, which may set that of the row as well";
+                    self.work.findings.row("state-from-above", &name, &id, &column, sentence);
+                    break;
+                }
+                at = self.work.above.get(parent);
+            }
+        }
+    }
+
     /// Operations on closed rows that are opened although nothing is written to the rows themselves.
     pub(crate) fn openings(&mut self) -> Result<(), RestoreError> {
         for (node, table, opening) in self.work.openings.rest() {
@@ -352,6 +397,7 @@ impl Emitter<'_> {
             let action = Action::Write(WriteKind::State);
             let mut open = op(&name, &opening.key, Step::Reopen, 0, action, guard);
             (open.set, open.from) = (Some(raw(opening.open.set)?), Some(raw(opening.open.from)?));
+            open.modified = opening.modified;
             self.ops.push(table, &open)?;
             let wave = node.map_or(self.waves.last(), |node| self.state_wave(node));
             let mut close = follow(&name, &opening.key, Step::State, wave, WriteKind::State);
@@ -366,7 +412,7 @@ impl Emitter<'_> {
     /// Operations that give rows the owners they are to have, after those of the rows above them were changed.
     pub(crate) fn heirs(&mut self) -> Result<(), RestoreError> {
         for (node, heir) in self.work.heirs.take() {
-            let name = self.work.tables.get(node.table).name.clone();
+            let name = self.work.tables.get(heir.table).name.clone();
             let wave = self.owner_waves.row(node);
             let mut assign = follow(&name, &heir.key, Step::Owners, wave, WriteKind::Update);
             assign.set = Some(object(&[&heir.owner])?);
@@ -374,30 +420,10 @@ impl Emitter<'_> {
                 assign.from = Some(object(&[&heir.owner])?);
                 assign.follows = !self.touched.insert(node);
             }
-            self.ops.push(node.table, &assign)?;
-            self.work.tables.get_mut(node.table).plan.counts.update += 1;
+            self.ops.push(heir.table, &assign)?;
+            self.work.tables.get_mut(heir.table).plan.counts.update += 1;
         }
         Ok(())
-    }
-
-    /// The captured closing activity of a row, unless it is there already or comes back from the recycle bin.
-    fn close(&mut self, node: Node) -> Result<Option<Box<RawValue>>, RestoreError> {
-        let Some(Some((_, offset))) = self.work.closing.get(&node) else { return Ok(None) };
-        let mut record = Vec::new();
-        self.work.closes.read(*offset, &mut record)?;
-        let close: Close = serde_json::from_slice(&record).map_err(|error| {
-            RestoreError::Worker(format!("a closing activity changed in the scratch folder: {error}"))
-        })?;
-        if close.live || close.node.is_some_and(|node| self.presence(node) != Presence::Missing) {
-            return Ok(None);
-        }
-        let mut parts = vec![close.set.as_str()];
-        for lookup in &close.lookups {
-            if lookup.node.is_none_or(|node| self.presence(node) != Presence::Missing) {
-                parts.push(&lookup.set);
-            }
-        }
-        object(&parts).map(Some)
     }
 
     fn captured_parties(&mut self, node: Node, table: &str, key: &RowKey) -> Result<Vec<Box<RawValue>>, RestoreError> {
@@ -440,11 +466,8 @@ impl Emitter<'_> {
             let table = self.work.tables.get(node.table);
             let name = table.name.clone();
             let key = RowKey::new(table.ids[node.row as usize].to_string());
-            let now: Vec<Box<RawValue>> = live
-                .iter()
-                .filter_map(|party| parties::text_of(party, true).ok())
-                .map(raw)
-                .collect::<Result<_, _>>()?;
+            let now: Vec<Box<RawValue>> =
+                live.iter().map(|party| raw(parties::text_now(party))).collect::<Result<_, _>>()?;
             let wanted = self.party_texts(&captured, &name, &key)?;
             if !wins {
                 let list = |rows: &[Box<RawValue>]| {

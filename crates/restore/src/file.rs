@@ -431,9 +431,11 @@ mod tests {
             guard: Guard::Absent,
             parties: Vec::new(),
             from_parties: Vec::new(),
+            along: Vec::new(),
             close: None,
             content: None,
             on_behalf: None,
+            modified: None,
             follows: false,
         }
     }

@@ -4,18 +4,22 @@
 //! row at a time. So the operations are copied into one scratch file per table, with an index of (row id, place) in memory:
 //! 24 bytes an operation, however wide its rows are.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use dynavault_catalog::{OpOutcome, OpState};
-use dynavault_model::{RowId, RowKey};
+use dynavault_model::{RowId, RowKey, WriteKind};
 use serde::{Deserialize, Serialize};
 
 use crate::RestoreError;
 use crate::adjust::{OWNER_REFUSED, TARGET_MISSING};
-use crate::plan::{Action, Op};
+use crate::plan::{Action, ContentOp, Op, Step};
+use crate::settle::{LiveRow, same_value};
 use crate::spill::Spill;
+
+/// Code of an operation of which nothing is known, because the outcomes of its run are lost.
+pub const OUTCOME_LOST: &str = "outcome-lost";
 
 /// An operation with what became of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -23,6 +27,12 @@ pub(crate) struct Tried {
     pub(crate) op: Op,
     /// Whether it changed the environment.
     pub(crate) done: bool,
+    /// Whether it was begun, and what became of it is not known.
+    #[serde(default)]
+    pub(crate) sent: bool,
+    /// Whether not even that is known.
+    #[serde(default)]
+    pub(crate) lost: bool,
     /// Content that was there before, as JSON.
     #[serde(default)]
     pub(crate) before: Option<String>,
@@ -50,6 +60,10 @@ pub(crate) struct TableHistory {
 #[derive(Debug, Default)]
 pub(crate) struct Histories {
     pub(crate) tables: BTreeMap<String, TableHistory>,
+    /// Rows that the run made, as far as it is known.
+    pub(crate) made: HashSet<RowId>,
+    /// Rows may have got other owners.
+    pub(crate) owners_begun: bool,
 }
 
 /// The id of a row by its address.
@@ -62,19 +76,22 @@ pub(crate) fn row_id(key: &RowKey) -> RowId {
 }
 
 impl Histories {
-    /// Adds an operation. Operations come in the order of the plan.
-    pub(crate) fn push(&mut self, scratch: &Path, op: Op, outcome: OpOutcome) -> Result<(), RestoreError> {
+    /// Adds an operation, without an outcome if it was not tried. Operations come in the order of the plan.
+    pub(crate) fn push(&mut self, scratch: &Path, op: Op, outcome: Option<OpOutcome>) -> Result<(), RestoreError> {
         let table = match self.tables.entry(op.table.clone()) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => place.insert(TableHistory { spill: Spill::new(scratch)?, places: Vec::new() }),
         };
         let id = row_id(&op.key);
-        let offset = table.spill.push_json(&Tried {
-            op,
-            done: outcome.state == OpState::Done,
-            before: outcome.before,
-            note: outcome.message,
-        })?;
+        let state = outcome.as_ref().map(|outcome| outcome.state);
+        let (done, sent) = (state == Some(OpState::Done), state == Some(OpState::Sent));
+        if (done || sent) && makes(op.action) {
+            self.made.insert(id);
+        }
+        self.owners_begun |= (done || sent) && op.step == Step::Owners;
+        let lost = outcome.as_ref().is_some_and(|outcome| outcome.code.as_deref() == Some(OUTCOME_LOST));
+        let (before, note) = outcome.map(|outcome| (outcome.before, outcome.message)).unwrap_or_default();
+        let offset = table.spill.push_json(&Tried { op, done, sent, lost, before, note })?;
         table.places.push((id, offset));
         Ok(())
     }
@@ -111,18 +128,56 @@ impl Rows<'_> {
     }
 }
 
+/// Whether an operation makes a row.
+fn makes(action: Action) -> bool {
+    matches!(action, Action::Write(WriteKind::Create | WriteKind::Undelete))
+}
+
+impl Tried {
+    /// What content there was before; `Err` when that is not known. A row that was deleted with an outcome and without a word about
+    /// content had none.
+    pub(crate) fn content_before(&self) -> Result<Vec<ContentOp>, ContentLost> {
+        match &self.before {
+            Some(text) => serde_json::from_str(text).map_err(|_| ContentLost),
+            None if self.op.action == Action::Write(WriteKind::Delete) && !self.lost => Ok(Vec::new()),
+            None => Err(ContentLost),
+        }
+    }
+}
+
+/// Nothing says what content there was before.
+#[derive(Debug)]
+pub(crate) struct ContentLost;
+
 impl RowHistory {
-    /// Whether the run made the row.
-    pub(crate) fn was_created(&self) -> bool {
-        use dynavault_model::WriteKind;
-        self.tried.iter().any(|tried| {
-            tried.done && matches!(tried.op.action, Action::Write(WriteKind::Create | WriteKind::Undelete))
-        })
+    /// Decides about operations that were begun and have no answer, by the row as it is now. A change counts as made: whoever takes
+    /// it back looks at each value.
+    pub(crate) fn settle(&mut self, live: Option<&LiveRow>) {
+        for tried in self.tried.iter_mut().filter(|tried| tried.sent) {
+            tried.done = match tried.op.action {
+                Action::Write(WriteKind::Create | WriteKind::Undelete) => live.is_some(),
+                Action::Write(WriteKind::Delete) => live.is_none(),
+                Action::Write(WriteKind::Update | WriteKind::State | WriteKind::Parties) => true,
+                // What was there is noted before anything is replaced.
+                Action::Upload | Action::Clear => tried.before.is_some() || tried.lost,
+            };
+        }
     }
 
-    /// Whether the run changed the row in any way.
+    /// Whether the run made the row.
+    pub(crate) fn was_created(&self) -> bool {
+        self.tried.iter().any(|tried| tried.done && makes(tried.op.action))
+    }
+
+    /// The row as it was before it was deleted, where an undo makes it again.
+    pub(crate) fn remade_from(&self) -> Option<&serde_json::value::RawValue> {
+        let made = self.tried.iter().find(|tried| tried.done && makes(tried.op.action));
+        made.and_then(|tried| tried.op.from.as_deref())
+    }
+
+    /// Whether the run changed the row in any way, or may have.
     pub(crate) fn was_touched(&self) -> bool {
-        self.tried.iter().any(|tried| tried.done)
+        self.tried.iter().any(|tried| tried.done || tried.sent)
     }
 
     /// The values the plan has for the row, the last of each member, of the operations that were carried out.
@@ -144,6 +199,16 @@ impl RowHistory {
         let mut values = self.written();
         values.retain(|member, _| self.left_out(member).is_none());
         values
+    }
+
+    /// Whether a value is one that the run wrote at some time: a closed row is opened in between.
+    pub(crate) fn wrote(&self, member: &str, value: Option<&[u8]>) -> bool {
+        let sets = self.tried.iter().filter(|tried| tried.done).filter_map(|tried| tried.op.set.as_deref());
+        let mut values = sets.filter_map(|set| {
+            let members: BTreeMap<String, Box<serde_json::value::RawValue>> = serde_json::from_str(set.get()).ok()?;
+            Some(same_value(Some(members.get(member)?.get().as_bytes()), value))
+        });
+        values.any(|same| same)
     }
 
     /// Why a value that the plan has was left out while writing, if it was.

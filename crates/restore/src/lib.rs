@@ -14,17 +14,22 @@
 mod adjust;
 mod apply;
 mod batches;
+mod below;
 mod captured;
 mod chains;
+mod closes;
 mod compare;
 mod content;
 mod creators;
+mod disowned;
+mod doubts;
 mod draft;
 mod emit;
 mod error;
 mod file;
 mod filter;
 mod findings;
+mod heirs;
 mod history;
 mod links;
 mod live;
@@ -42,7 +47,9 @@ mod project;
 mod prove;
 mod readback;
 mod related;
+mod remake;
 mod resolve;
+mod revert;
 mod select;
 mod settle;
 mod spill;
@@ -57,11 +64,12 @@ pub use batches::BATCH_BYTES_MAX;
 pub use error::RestoreError;
 pub use file::{PlanFile, PlanWriter};
 pub use filter::{BoundFilter, Filter, FilterError};
+pub use history::OUTCOME_LOST;
 pub use mapping::{MappingFile, TableMapping, Unmatched};
 pub use outcomes::{LISTED_MAX, Outcomes, RejectedRow, RestoreReport};
 pub use plan::{
-    Action, Conflict, ConflictPolicy, ContentOp, Counts, FORMAT, Finding, Op, PlanEnd, PlanHead, PlanKind, PlanLine,
-    Step, TablePlan,
+    Action, Conflict, ConflictPolicy, ContentOp, Counts, FORMAT, Finding, Gone, Op, PlanEnd, PlanHead, PlanKind,
+    PlanLine, Step, TablePlan,
 };
 pub use planner::{PlanRequest, PlanSummary, PlanTarget, plan};
 pub use prove::{Difference, Proof, TableProof};

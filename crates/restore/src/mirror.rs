@@ -7,8 +7,8 @@
 //!
 //! (`dataverse` protocol, section 6.14.)
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dynavault_model::{Birth, Guard, Relationship, Row, RowId, TableRules, TableSchema, Treatment, WriteKind};
 
@@ -17,10 +17,12 @@ use crate::draft::Draft;
 use crate::emit::{Ops, op, raw};
 use crate::error::RestoreError;
 use crate::live::gather;
-use crate::plan::{Action, Step};
+use crate::parties;
+use crate::plan::{Action, Gone, Op, Step};
 use crate::resolve::{Presence, presence};
 use crate::settle::key_of;
-use crate::tables::{Role, with_row};
+use crate::spill::Spill;
+use crate::tables::with_row;
 use crate::waves::{Edges, Node, Waves};
 use crate::work::Work;
 
@@ -29,8 +31,9 @@ use crate::work::Work;
 struct Candidates {
     /// Sorted.
     rows: Vec<(u16, RowId, u64)>,
-    /// Rows that the snapshot does not have either and that go with another: addresses, halves of connections.
-    along: HashSet<(u16, RowId)>,
+    /// Rows that the snapshot does not have either and that go with another: addresses, halves of connections; with the places
+    /// of the live rows.
+    along: BTreeMap<(u16, RowId), u64>,
     by_name: HashMap<String, u16>,
 }
 
@@ -43,6 +46,38 @@ impl Candidates {
     fn node(&self, at: u32) -> Node {
         Node { table: self.rows[at as usize].0, row: at }
     }
+}
+
+/// What goes along with candidates: places of rows and of parties, by candidate.
+struct Going {
+    spill: Spill,
+    along: Vec<(u32, u64)>,
+    parties: Vec<(u32, u64)>,
+}
+
+impl Going {
+    /// Puts what goes along with a candidate into its deletion.
+    fn add(&mut self, at: u32, delete: &mut Op) -> Result<(), RestoreError> {
+        let of = |index: &[(u32, u64)]| {
+            let from = index.partition_point(|(candidate, _)| *candidate < at);
+            let mine = index[from..].iter().take_while(|(candidate, _)| *candidate == at);
+            mine.map(|(_, offset)| *offset).collect::<Vec<u64>>()
+        };
+        for offset in of(&self.along) {
+            delete.along.push(read(&mut self.spill, offset)?);
+        }
+        for offset in of(&self.parties) {
+            delete.from_parties.push(read(&mut self.spill, offset)?);
+        }
+        Ok(())
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(spill: &mut Spill, offset: u64) -> Result<T, RestoreError> {
+    let mut record = Vec::new();
+    spill.read(offset, &mut record)?;
+    serde_json::from_slice(&record)
+        .map_err(|error| RestoreError::Worker(format!("a row changed in the scratch folder: {error}")))
 }
 
 /// A live row that points to a candidate.
@@ -61,6 +96,7 @@ impl Work {
         // The waves of a plan put what is pointed to first; deletions go the other way.
         let last = waves.last();
         let mut record = Vec::new();
+        let mut going = self.going_along(&candidates)?;
         for (at, (number, _, offset)) in candidates.rows.iter().enumerate() {
             if refused.contains(&(at as u32)) {
                 continue;
@@ -80,12 +116,74 @@ impl Work {
                 delete.from = Some(raw(content(row))?);
                 Ok(Some(delete))
             })?;
-            if let Some(delete) = delete {
+            if let Some(mut delete) = delete {
+                going.add(at as u32, &mut delete)?;
                 ops.push(*number, &delete)?;
                 self.tables.get_mut(*number).plan.counts.delete += 1;
             }
         }
-        self.unlink(&candidates, &refused, ops)
+        self.unlink(ops)
+    }
+
+    /// What goes along with the candidates and an undo has to put back: addresses and the like, and parties of activities.
+    fn going_along(&mut self, candidates: &Arc<Candidates>) -> Result<Going, RestoreError> {
+        let mut going = Going { spill: Spill::new(&self.scratch)?, along: Vec::new(), parties: Vec::new() };
+        let mut record = Vec::new();
+        for ((number, _), offset) in &candidates.along {
+            let table = self.tables.get_mut(*number);
+            let (name, rules) = (table.name.clone(), Arc::clone(table.rules()));
+            let Some(live) = table.live.as_mut() else { continue };
+            live.read(*offset, &mut record)?;
+            with_row(&record, &name, |row| {
+                for relation in &rules.parents {
+                    let Some(parent) = reference(row, &relation.member, rules.column(&relation.member)) else {
+                        continue;
+                    };
+                    let is_parent = parent.table.as_ref().is_none_or(|table| *table == relation.parent);
+                    let Some(at) = candidates.find(&relation.parent, parent.id).filter(|_| is_parent) else { continue };
+                    let gone = Gone { table: name.clone(), row: raw(content(row))? };
+                    going.along.push((at, going.spill.push_json(&gone)?));
+                    break;
+                }
+                Ok(())
+            })?;
+        }
+        going.along.sort_unstable();
+        self.parties_of(candidates, &mut going)?;
+        Ok(going)
+    }
+
+    /// The parties of the activities among the candidates.
+    fn parties_of(&self, candidates: &Arc<Candidates>, going: &mut Going) -> Result<(), RestoreError> {
+        let is_activity = |number: &u16| self.tables.get(*number).rules().is_activity;
+        let activities: HashMap<RowId, u32> = candidates
+            .rows
+            .iter()
+            .enumerate()
+            .filter(|(_, (number, _, _))| is_activity(number))
+            .map(|(at, (_, id, _))| (*id, at as u32))
+            .collect();
+        let Some((number, parent)) = parties::table_of(&self.tables).filter(|_| !activities.is_empty()) else {
+            return Ok(());
+        };
+        let table = self.tables.get(number);
+        let (schema, rules) = (Arc::clone(table.target()), Arc::clone(table.rules()));
+        let spill = Arc::new(Mutex::new(std::mem::replace(&mut going.spill, Spill::new(&self.scratch)?)));
+        let (kept, own) = (Arc::clone(&spill), Arc::clone(&schema));
+        let make = move |row: &Row<'_>| {
+            let Some((activity, party)) = parties::live_party(row, &parent, &rules) else { return Ok(None) };
+            let (Some(at), Some(id)) = (activities.get(&activity), own.row_id(row)) else { return Ok(None) };
+            let mut spill = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(Some((*at, id, spill.push_json(&raw(party)?)?)))
+        };
+        let mut found = self.captured.handle.block_on(gather(self.source.as_ref(), &schema, make, &self.call))?;
+        // A page may be delivered twice.
+        found.sort_unstable();
+        found.dedup_by_key(|(at, id, _)| (*at, *id));
+        going.parties = found.into_iter().map(|(at, _, offset)| (at, offset)).collect();
+        let mut spill = spill.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::swap(&mut going.spill, &mut spill);
+        Ok(())
     }
 
     /// Live rows of mirrored tables that the snapshot does not have and that can be deleted as rows.
@@ -104,11 +202,12 @@ impl Work {
             let mut kept = 0;
             for (id, offset) in others {
                 live.read(offset, &mut record)?;
-                let written = with_row(&record, &name, |row| Ok(self.target.birth(&rules, row) == Birth::Written))?;
-                if written {
+                // Closing a row left its activity behind; what the snapshot does not have of that goes as well.
+                let birth = with_row(&record, &name, |row| Ok(self.target.birth(&rules, row)))?;
+                if matches!(birth, Birth::Written | Birth::ByState(_)) {
                     found.rows.push((number, id, offset));
                 } else {
-                    found.along.insert((number, id));
+                    found.along.insert((number, id), offset);
                     kept += 1;
                 }
             }
@@ -150,7 +249,7 @@ impl Work {
                     continue;
                 }
                 let along =
-                    self.tables.number(name).is_some_and(|table| candidates.along.contains(&(table, pointer.from)));
+                    self.tables.number(name).is_some_and(|table| candidates.along.contains_key(&(table, pointer.from)));
                 if along || replaced.contains(&(name.clone(), pointer.from, relation.member.clone())) {
                     continue;
                 }
@@ -264,24 +363,18 @@ impl Work {
         Ok(replaced)
     }
 
-    /// Links that the snapshot does not have. Those of rows that are deleted go with them.
-    fn unlink(&mut self, candidates: &Candidates, refused: &HashSet<u32>, ops: &mut Ops) -> Result<(), RestoreError> {
+    /// Links that the snapshot does not have; also those of rows that are deleted, so that the plan holds them.
+    fn unlink(&mut self, ops: &mut Ops) -> Result<(), RestoreError> {
         let mut all = std::mem::take(&mut self.links);
         for (number, links) in &mut all {
             let Some(mut others) = links.others.take() else { continue };
             let number = *number;
             let table = self.tables.get(number);
-            let Role::Links { first, second } = table.role.clone() else { continue };
             let (name, schema) = (table.name.clone(), Arc::clone(table.target()));
             let mut removed: HashSet<String> = HashSet::new();
             others.scan(|record| {
                 with_row(record, &name, |row| {
-                    let goes = [&first, &second].into_iter().any(|end| {
-                        let id = row.get(&end.member).and_then(text).and_then(|id| RowId::from_guid(id.as_bytes()));
-                        let at = id.and_then(|id| candidates.find(&end.table, id));
-                        at.is_some_and(|at| !refused.contains(&at))
-                    });
-                    let Some(key) = key_of(&schema.key, row).filter(|_| !goes) else { return Ok(()) };
+                    let Some(key) = key_of(&schema.key, row) else { return Ok(()) };
                     if !removed.insert(key.id.clone()) {
                         return Ok(());
                     }

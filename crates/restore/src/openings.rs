@@ -1,6 +1,8 @@
 //! Closed rows that have to be open for a while although nothing is written to the rows themselves: for their parties, for their
-//! files, for attachments that are made below them, and for owners that the service has changed along with others. They are opened before everything else and closed again, as they
-//! were, after everything else.
+//! files, for attachments that are made below them, and for owners that the service has changed along with others. They are
+//! opened before everything else and closed again, as they were, after everything else.
+//!
+//! What comes back closed from the recycle bin is opened once it is back. Attachments below it wait for that.
 //!
 //! (`dataverse` protocol, sections 6.5, 6.17 step 4, 7.3.) Notes and attachments are the tables whose content is a body; of the rows
 //! above them only activities are opened: an account's or a case's notes can be added at any time.
@@ -15,7 +17,7 @@ use crate::draft::{Draft, Kind, Pair, open_and_close};
 use crate::error::RestoreError;
 use crate::live::{State, existing_rows};
 use crate::resolve::{Presence, presence};
-use crate::settle::key_of;
+use crate::settle::{MODIFIED, key_of};
 use crate::tables::with_row;
 use crate::waves::Node;
 use crate::work::Work;
@@ -26,6 +28,8 @@ pub(crate) struct Opening {
     pub(crate) key: RowKey,
     /// Entity tag of the live row.
     pub(crate) etag: Option<String>,
+    /// When the live row was last modified.
+    pub(crate) modified: Option<String>,
     pub(crate) open: Pair,
     pub(crate) close: Pair,
 }
@@ -39,6 +43,10 @@ pub(crate) struct Openings {
     outside: Vec<(u16, Opening)>,
     /// Rows that come back from the recycle bin and have content to upload.
     content: HashSet<Node>,
+    /// Activities that come back from the recycle bin and get attachments.
+    above: HashSet<Node>,
+    /// Attachments of those.
+    attachments: HashSet<Node>,
 }
 
 impl Openings {
@@ -47,15 +55,29 @@ impl Openings {
         self.rows.remove(&node)
     }
 
-    /// Whether a row that comes back from the recycle bin has content to upload.
-    pub(crate) fn has_content(&self, node: Node) -> bool {
-        self.content.contains(&node)
+    /// Opens a row that is not in the plan.
+    pub(crate) fn open(&mut self, table: u16, opening: Opening) {
+        self.outside.push((table, opening));
+    }
+
+    /// Whether a row that comes back from the recycle bin has to be open: for content, or for attachments.
+    pub(crate) fn opens(&self, node: Node) -> bool {
+        self.content.contains(&node) || self.above.contains(&node)
+    }
+
+    /// Whether a row is made only after the activity above it came back from the recycle bin and was opened.
+    pub(crate) fn waits(&self, node: Node) -> bool {
+        self.attachments.contains(&node)
     }
 
     /// Rows to which nothing else is written, with the numbers of their tables.
     pub(crate) fn rest(&mut self) -> Vec<(Option<Node>, u16, Opening)> {
         let rows = std::mem::take(&mut self.rows).into_iter().map(|(node, opening)| (Some(node), node.table, opening));
-        let outside = std::mem::take(&mut self.outside).into_iter().map(|(table, opening)| (None, table, opening));
+        // A row may have to be open for several reasons.
+        let mut outside = std::mem::take(&mut self.outside);
+        outside.sort_by(|(a, one), (b, other)| (a, &one.key).cmp(&(b, &other.key)));
+        outside.dedup_by(|(a, one), (b, other)| (a, &one.key) == (b, &other.key));
+        let outside = outside.into_iter().map(|(table, opening)| (None, table, opening));
         rows.chain(outside).collect()
     }
 }
@@ -70,7 +92,8 @@ struct Wanted {
 fn opening(schema: &TableSchema, rules: &TableRules, row: &Row<'_>) -> Option<Opening> {
     let (open, close) = open_and_close(rules.state.as_ref()?, row)?;
     let etag = row.get("@odata.etag").and_then(text).filter(|_| rules.guards_versions);
-    Some(Opening { key: key_of(&schema.key, row)?, etag, open, close })
+    let modified = row.get(MODIFIED).and_then(text);
+    Some(Opening { key: key_of(&schema.key, row)?, etag, modified, open, close })
 }
 
 impl Work {
@@ -128,7 +151,7 @@ impl Work {
         Ok(())
     }
 
-    /// Activities that are there and get attachments.
+    /// Activities that get attachments: those that are there, and those that come back from the recycle bin as they were.
     fn for_attachments(&mut self, wanted: &mut Wanted) -> Result<(), RestoreError> {
         for number in self.tables.with_rows() {
             let table = self.tables.get(number);
@@ -157,10 +180,14 @@ impl Work {
                         continue;
                     }
                     match planned {
-                        Some(node) if self.tables.get(node.table).state(node.row).is_live() => {
-                            wanted.rows.insert(node);
-                        }
-                        Some(_) => {}
+                        Some(above) => match self.tables.get(above.table).state(above.row) {
+                            State::Same | State::Differs(_) => drop(wanted.rows.insert(above)),
+                            State::Binned => {
+                                self.openings.above.insert(above);
+                                self.openings.attachments.insert(node);
+                            }
+                            State::Absent | State::Unmade => {}
+                        },
                         None => drop(wanted.outside.entry(number).or_default().insert(id)),
                     }
                 }

@@ -5,18 +5,20 @@
 //!  rows that get another owner ─▶ rows below them, level by level ─▶ each is given its own owner, parents first
 //! ```
 //!
-//! Rows below are those of the plan: made by it, or there. Of rows that are not part of the plan nothing is known; mirroring, or
-//! restoring with `--related down:N`, makes them part of it.
+//! Rows below are those of the plan, made by it or there, and those that are there without being part of it: what was not selected
+//! does not change hands either.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use dynavault_model::{Relationship, Row, RowId, RowKey};
+use dynavault_model::{Relationship, Row, RowId, RowKey, Treatment};
 
+use crate::below::{self, Known, Place, below};
 use crate::compare::{NULL, reference, value};
 use crate::draft::{Draft, Kind, live_lookup_text};
 use crate::error::RestoreError;
 use crate::live::State;
+use crate::openings::Opening;
 use crate::plan::ConflictPolicy;
 use crate::resolve::{Presence, presence};
 use crate::settle::key_of;
@@ -27,6 +29,8 @@ use crate::work::Work;
 /// A row below one that gets another owner.
 #[derive(Debug, Clone)]
 pub(crate) struct Heir {
+    /// Number of its table in the snapshot.
+    pub(crate) table: u16,
     pub(crate) key: RowKey,
     /// Its owner, as it is written, without braces.
     pub(crate) owner: String,
@@ -47,9 +51,15 @@ impl Heirs {
         std::mem::take(&mut self.rows)
     }
 
-    /// Those that are there.
+    /// Whether the service may assign a row along with another that the plan assigns before it.
+    pub(crate) fn is_below(&self, node: Node) -> bool {
+        let at = self.edges.partition_point(|(from, _)| *from < node);
+        self.edges.get(at).is_some_and(|(from, _)| *from == node)
+    }
+
+    /// Those of the plan that are there.
     pub(crate) fn live(&self) -> impl Iterator<Item = Node> + '_ {
-        self.rows.iter().filter(|(_, heir)| heir.is_live).map(|(node, _)| *node)
+        self.rows.iter().filter(|(node, heir)| heir.is_live && heir.table == node.table).map(|(node, _)| *node)
     }
 }
 
@@ -75,15 +85,79 @@ impl Work {
             }
         }
         self.heirs.edges = edges;
+        self.find_heirs_outside(&assigned, &mut reached)?;
         self.heirs.edges.retain(|(from, to)| from != to && reached.contains(from) && reached.contains(to));
+        self.heirs.edges.sort_unstable();
+        self.heirs.edges.dedup();
         let mut by_table: BTreeMap<u16, Vec<u32>> = BTreeMap::new();
-        for node in reached.difference(&assigned) {
+        for node in reached.difference(&assigned).filter(|node| node.table < self.tables.len()) {
             by_table.entry(node.table).or_default().push(node.row);
         }
         for (number, mut rows) in by_table {
             rows.sort_unstable();
             self.heirs_of(number, &rows)?;
         }
+        Ok(())
+    }
+
+    /// Finds the rows below that are no part of the plan; adds them, and rows of the plan that are only below those, to `reached`.
+    fn find_heirs_outside(
+        &mut self,
+        assigned: &HashSet<Node>,
+        reached: &mut HashSet<Node>,
+    ) -> Result<(), RestoreError> {
+        let mut known: Vec<Known> = Vec::new();
+        for listing in &self.listings {
+            let Ok(schema) = &listing.schema else { continue };
+            let rules = self.target.rules(schema);
+            if rules.treatment == Treatment::Rows && rules.owner.is_some() {
+                known.push(Known { schema: Arc::new(schema.clone()), rules: Arc::new(rules) });
+            }
+        }
+        let places: HashMap<&str, u16> =
+            known.iter().enumerate().map(|(place, one)| (one.schema.table.name.as_str(), place as u16)).collect();
+        let tables = &self.tables;
+        let place = |node: &Node| -> Option<Place> {
+            let table = tables.get(node.table);
+            Some((*places.get(table.name.as_str())?, *table.ids.get(node.row as usize)?))
+        };
+        let from: HashSet<Place> = assigned.iter().filter_map(place).collect();
+        let lookups: Vec<(Place, Place)> =
+            self.heirs.edges.iter().filter_map(|(row, above)| Some((place(row)?, place(above)?))).collect();
+        let read = below(self.source.as_ref(), &known, &from, &lookups, &self.scratch, &self.call);
+        let mut found = self.captured.handle.block_on(read)?;
+        for table in &found.unreadable {
+            let message =
+                "rows of the table are not looked at: the service gives those below an assigned row to its owner";
+            self.findings.table("unchecked-owner", table, 0, message);
+        }
+        let mut nodes: HashMap<Place, Node> = HashMap::new();
+        let mut all: Vec<Place> = found.places().chain(from).collect();
+        all.sort_unstable();
+        for at in all {
+            let name = &known[usize::from(at.0)].schema.table.name;
+            let node = match self.tables.find(name, at.1) {
+                Some(node) => node,
+                None => self.outside.node(name, at.1),
+            };
+            nodes.insert(at, node);
+            reached.insert(node);
+            if node.table < self.tables.len() {
+                continue;
+            }
+            let Some(below::Heir { key, owner, state }) = found.heir(at)? else { continue };
+            let Some(table) = self.tables.number(name) else {
+                let message = "rows of a table that the snapshot does not have go to the owner of the row above them";
+                self.findings.table("unchecked-owner", name, 1, message);
+                continue;
+            };
+            if let Some((open, close)) = state {
+                self.openings.open(table, Opening { key: key.clone(), etag: None, modified: None, open, close });
+            }
+            self.heirs.rows.insert(node, Heir { table, key, owner, is_live: true });
+        }
+        let edges = found.edges.iter().filter_map(|(row, above)| Some((*nodes.get(row)?, *nodes.get(above)?)));
+        self.heirs.edges.extend(edges);
         Ok(())
     }
 
@@ -190,7 +264,7 @@ impl Work {
         let mut record = Vec::new();
         let stands = |row: &Row<'_>| {
             let key = key_of(&schema.key, row).filter(|_| value(row, &rule.member) != NULL)?;
-            Some(Heir { key, owner: live_lookup_text(row, rule), is_live: true })
+            Some(Heir { table: number, key, owner: live_lookup_text(row, rule), is_live: true })
         };
         for row in rows {
             match table.state(*row) {
@@ -218,7 +292,7 @@ impl Work {
                 let owner = draft.lookups.iter().find(|lookup| lookup.member == rule.member);
                 let owner = owner.filter(|owner| owner.node.is_none_or(|node| there(node) != Presence::Missing));
                 if let (true, Some(owner)) = (made, owner) {
-                    let heir = Heir { key: draft.key, owner: owner.set.clone(), is_live: false };
+                    let heir = Heir { table: number, key: draft.key, owner: owner.set.clone(), is_live: false };
                     found.push((draft.row, heir));
                 }
                 Ok(())

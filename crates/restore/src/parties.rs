@@ -26,8 +26,11 @@ use crate::work::Work;
 const PARTY: &str = "_partyid_value";
 const MASK: &str = "participationtypemask";
 const ADDRESS: &str = "addressused";
+const EFFORT: &str = "effort";
 /// Members of a party that are written beside the row it names.
-const WRITTEN: [&str; 3] = [MASK, ADDRESS, "effort"];
+const WRITTEN: [&str; 3] = [MASK, ADDRESS, EFFORT];
+/// Tables of up to so many parties are read whole, which finds those of an activity whatever their ids are: ten requests at most.
+const PARTIES_READ_WHOLE: u64 = 50_000;
 /// Parties that the service derives: the regarding row and the owner.
 const DERIVED: [&[u8]; 2] = [b"8", b"9"];
 
@@ -43,9 +46,10 @@ pub(crate) struct Party {
     /// Why the environment does not take it.
     pub(crate) unfit: Option<String>,
     mask: String,
-    /// Id of the row it names, and its address where it names none.
+    /// Id of the row it names; empty where it names none.
     named: String,
     address: String,
+    effort: String,
 }
 
 /// The parties of the plan's activities, and those of the live ones that may differ.
@@ -85,20 +89,30 @@ fn read(spill: &mut Spill, index: &[(Node, u64)], activity: Node) -> Result<Vec<
     Ok(parties)
 }
 
-/// What two parties that are the same share, given whether the row of a party can be named.
-pub(crate) fn identity(party: &Party, can_be_named: bool) -> String {
-    let Party { mask, named, address, .. } = party;
-    if can_be_named && !named.is_empty() { format!("{mask}/{named}/") } else { format!("{mask}//{address}") }
+/// Whether a captured party says what a live one says, given whether its row can be named. The service may fill in the address
+/// of a party that names a row, so there it counts only where both sides have one.
+fn says(captured: &Party, can_be_named: bool, live: &Party) -> bool {
+    let named = if can_be_named { captured.named.as_str() } else { "" };
+    let filled_in = !named.is_empty() && [captured, live].iter().any(|party| party.address == "null");
+    captured.mask == live.mask
+        && captured.effort == live.effort
+        && named == live.named
+        && (filled_in || captured.address == live.address)
 }
 
-/// Whether parties say the same as live ones; `identity_of` is what they are compared by.
-fn same(parties: &[Party], identity_of: impl Fn(&Party) -> String, live: &[Party]) -> bool {
-    let sorted = |mut identities: Vec<String>| {
-        identities.sort_unstable();
-        identities
-    };
-    let live = live.iter().map(|party| identity(party, true)).collect();
-    sorted(parties.iter().map(identity_of).collect()) == sorted(live)
+/// Whether parties say the same as live ones; `can_name` tells whether the row of a captured one can be named.
+fn same(parties: &[Party], can_name: impl Fn(&Party) -> bool, live: &[Party]) -> bool {
+    let mut left: Vec<&Party> = live.iter().collect();
+    let mut open: Vec<&Party> = parties.iter().collect();
+    // Those with the very same address first: another may do without.
+    for exact in [true, false] {
+        open.retain(|party| {
+            let is_it = |now: &&Party| (!exact || party.address == now.address) && says(party, can_name(party), now);
+            let found = left.iter().position(is_it);
+            found.map(|at| left.swap_remove(at)).is_none()
+        });
+    }
+    open.is_empty() && left.is_empty()
 }
 
 /// Whether writing the captured parties only fills: every live one is a captured one, or what the deletion of its row has left of
@@ -106,9 +120,8 @@ fn same(parties: &[Party], identity_of: impl Fn(&Party) -> String, live: &[Party
 fn fills(captured: &[Party], live: &[Party], is_back: impl Fn(&Party) -> bool) -> bool {
     let mut left: Vec<&Party> = captured.iter().collect();
     for now in live {
-        let now = identity(now, true);
-        let whole = left.iter().position(|party| identity(party, true) == now);
-        let found = whole.or_else(|| left.iter().position(|party| is_back(party) && identity(party, false) == now));
+        let whole = left.iter().position(|party| says(party, true, now));
+        let found = whole.or_else(|| left.iter().position(|party| is_back(party) && says(party, false, now)));
         let Some(at) = found else { return false };
         left.swap_remove(at);
     }
@@ -135,13 +148,13 @@ impl Work {
         let Some(parties) = self.parties.as_mut() else { return Ok(None) };
         let (captured, live) = (parties.captured(node)?, parties.live(node)?);
         let nothing = captured.is_empty() && winner != Winner::Snapshot;
-        if nothing || same(&captured, |party| identity(party, true), &live) {
+        if nothing || same(&captured, |_| true, &live) {
             return Ok(None);
         }
         // What of them can be written may be there already.
         let fits = |party: &Party| party.unfit.is_none() && text_of(party, self.can_name(party)).is_ok();
         let fitting: Vec<Party> = captured.iter().filter(|party| fits(party)).cloned().collect();
-        if same(&fitting, |party| identity(party, self.can_name(party)), &live) {
+        if same(&fitting, |party| self.can_name(party), &live) {
             return Ok(None);
         }
         let is_made = |node| presence(&self.tables, &self.outside, node) == Presence::Planned;
@@ -264,7 +277,8 @@ impl Reading<'_> {
         Ok(parties)
     }
 
-    /// Reads the live parties. By id, parties that were added since are not seen: they do not make a difference then.
+    /// Reads the live parties. By id, parties that were added since are not seen, and those that were written again have other
+    /// ids: they are planned once more.
     fn live(
         &self,
         tables: &Tables,
@@ -295,7 +309,9 @@ impl Reading<'_> {
         };
         let approximate = self.captured.table(usize::from(parties.table)).live_rows;
         let handle = &self.captured.handle;
-        let mut found = if !self.whole && by_key_is_cheaper(table.target(), keys.len() as u64, approximate) {
+        let by_key =
+            approximate > PARTIES_READ_WHOLE && by_key_is_cheaper(table.target(), keys.len() as u64, approximate);
+        let mut found = if by_key && !self.whole {
             handle.block_on(existing_rows(self.target, table.target(), keys, make, self.call))?
         } else {
             handle.block_on(gather(self.source, table.target(), make, self.call))?
@@ -358,8 +374,8 @@ fn party(row: &Row<'_>, rules: &TableRules, resolver: Option<&mut Resolver<'_>>)
         }
     }
     let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
-    let (mask, address) = (text(mask), text(value(row, ADDRESS)));
-    Some(Party { plain, who, lost, addressed, unfit, mask, named, address })
+    let (mask, address, effort) = (text(mask), text(value(row, ADDRESS)), text(value(row, EFFORT)));
+    Some(Party { plain, who, lost, addressed, unfit, mask, named, address, effort })
 }
 
 /// The party as it is written, given whether its row can be named; otherwise why it is left out.
@@ -373,6 +389,17 @@ pub(crate) fn text_of(party: &Party, can_be_named: bool) -> Result<String, Strin
         Some(_) => Err(reason::MISSING_TARGET.into()),
         None => Err(party.lost.clone().unwrap_or_else(|| reason::NO_TARGET.into())),
     }
+}
+
+/// The party as it is; one that names nobody any more is shown as well.
+pub(crate) fn text_now(party: &Party) -> String {
+    text_of(party, true).unwrap_or_else(|_| format!("{{{}}}", party.plain))
+}
+
+/// A live party as an operation holds it, with the id of its activity; none when the service derives it.
+pub(crate) fn live_party(row: &Row<'_>, parent: &str, rules: &TableRules) -> Option<(RowId, String)> {
+    let activity = row.get(parent).and_then(text).and_then(|text| RowId::from_guid(text.as_bytes()))?;
+    Some((activity, text_now(&party(row, rules, None)?)))
 }
 
 #[cfg(test)]
@@ -420,8 +447,14 @@ mod tests {
         assert_eq!(read(&NAMED.replace(":2,", ":9,")), None);
         let (a, b) = (read(NAMED).unwrap(), read(&NAMED.replace("a@x", "b@x")).unwrap());
         let other = read(&NAMED.replace(":2,", ":3,")).unwrap();
-        let same = |a: &[Party], b: &[Party]| same(a, |party| identity(party, true), b);
-        assert!(same(&[a.clone(), other.clone()], &[other.clone(), b]));
+        let same = |a: &[Party], b: &[Party]| same(a, |_| true, b);
+        // The service fills in an address that was not given.
+        let silent = read(&NAMED.replace("\"a@x\"", "null")).unwrap();
+        assert!(same(&[silent.clone(), other.clone()], &[other.clone(), b.clone()]));
+        assert!(same(&[silent.clone(), b.clone()], &[b.clone(), a.clone()]));
+        assert!(!same(std::slice::from_ref(&a), std::slice::from_ref(&b)));
+        let longer = read(&NAMED.replace("\"effort\":null", "\"effort\":2.5")).unwrap();
+        assert!(!same(std::slice::from_ref(&a), std::slice::from_ref(&longer)));
         assert!(!same(std::slice::from_ref(&a), &[other]));
         assert!(!same(&[a.clone(), a.clone()], &[a]));
     }

@@ -4,20 +4,24 @@
 
 use std::sync::Arc;
 
-use dynavault_model::{Ability, Birth, ColumnRule, Row, StateRule, TableRules};
+use dynavault_model::{Ability, Birth, Row, TableRules};
 
-use crate::compare::{Winner, integer, reference, text, value, winner};
-use crate::draft::{Draft, Drafting, Kind, Need, push_member};
+use crate::closes::is_by_message;
+use crate::compare::{Winner, integer, reference, value, winner};
+use crate::content::item;
+use crate::doubts::{Contested, LivePiece};
+use crate::draft::{Draft, Drafting, Kind, Need};
 use crate::error::RestoreError;
 use crate::links;
 use crate::live::{Packed, State};
 use crate::parties;
 use crate::pieces::{self, Wish};
+use crate::plan::ConflictPolicy;
 use crate::resolve::{Presence, Resolver};
 use crate::spill::Spill;
 use crate::tables::{ColumnIndex, Role, with_row};
 use crate::waves::Node;
-use crate::work::{Close, Work};
+use crate::work::Work;
 
 /// Link tables of up to so many rows are read whole, which finds links whatever their ids are: ten requests at most.
 const LINKS_READ_WHOLE: u64 = 50_000;
@@ -29,7 +33,7 @@ struct Passed {
     needs: Vec<(Node, Need)>,
     closing: Vec<Node>,
     above: Vec<(Node, Node)>,
-    wishes: Vec<(Node, u16)>,
+    states_below: Vec<(Node, i64)>,
     unchanged: u64,
     conflicts: u64,
     impossible: u64,
@@ -67,13 +71,17 @@ impl Work {
             resolver: Resolver { tables: &self.tables, mapping: &mut self.mapping, outside: &mut self.outside },
             findings: &mut self.findings,
             not_written: &mut not_written,
-            keeps_created_on: self.abilities.created_on == Ability::Granted,
+            // What the service does not tell is tried; a target takes it back where it is refused.
+            keeps_created_on: !matches!(self.abilities.created_on, Ability::Missing(_)),
             creators: self.creators.as_ref(),
         };
         let (conflicts, pieces, activities) = (&mut self.conflicts, &mut self.pieces, &mut self.changed_activities);
         self.captured.each(usize::from(number), &ids, |at, row| {
             let node = Node { table: number, row: at as u32 };
-            passed.above.extend(above(&drafting.resolver, &rules, row).map(|parent| (node, parent)));
+            if let Some(parent) = above(&drafting.resolver, &rules, row) {
+                passed.above.push((node, parent));
+                passed.states_below.extend(captured_state(&rules, row).map(|state| (node, state)));
+            }
             let state = drafting.resolver.tables.get(number).state(node.row);
             let offset = match state {
                 State::Same => {
@@ -85,7 +93,7 @@ impl Work {
                 State::Absent | State::Binned => {
                     let birth = self.target.birth(&rules, row);
                     // What comes into being by another way is not lost.
-                    let elsewhere = matches!(birth, Birth::ByState(_) | Birth::Mirrored(_));
+                    let elsewhere = matches!(birth, Birth::Mirrored(_));
                     let made = make(&mut drafting, node, row, birth, state == State::Binned);
                     let Some((draft, needs)) = made else {
                         passed.unmade.push(node);
@@ -93,14 +101,14 @@ impl Work {
                         return Ok(());
                     };
                     passed.needs.extend(needs.into_iter().map(|need| (node, need)));
-                    if draft.state.is_some() && closes(rules.state.as_ref(), row) {
+                    if is_by_message(rules.state.as_ref(), &draft) {
                         passed.closing.push(node);
                     }
                     for (at, place) in &content {
                         let column = &source.content[*at];
                         if pieces::of_created(row, column) == Wish::Upload {
                             match place {
-                                Some(place) => passed.wishes.push((node, *place)),
+                                Some(place) => pieces.want(node, *place, None)?,
                                 None => drafting.findings.row(
                                     "missing-column",
                                     &name,
@@ -123,45 +131,58 @@ impl Work {
                 let changed = drafting.changed(node.row, row, live, winner, |conflict| {
                     left.push((conflict.member.to_string(), conflict.captured.to_vec(), conflict.live.to_vec()));
                 });
-                let mut touched = changed.is_some();
+                let (mut touched, mut in_doubt) = (changed.is_some(), false);
                 for (at, place) in &content {
                     let column = &source.content[*at];
                     let Some(place) = place.filter(|_| self.columns.allow(&column.column, &column.column)) else {
                         continue;
                     };
-                    match pieces::of_existing(row, live, column, winner) {
-                        Wish::Nothing => {}
-                        Wish::Upload => {
-                            touched = true;
-                            passed.wishes.push((node, place));
+                    let version = &column.version_member;
+                    let sides = || (value(row, version).to_vec(), value(live, version).to_vec());
+                    // Nothing is written under `skip`, so nothing has to be known of the bytes.
+                    let doubtful = self.conflict != ConflictPolicy::Skip && pieces::may_be_same(row, live, column);
+                    let there = &target.content[usize::from(place)];
+                    let item = if doubtful { item(&target, there, live) } else { None };
+                    match (pieces::of_existing(row, live, column, winner), item) {
+                        (Wish::Nothing, _) => {}
+                        (wish @ (Wish::Upload | Wish::Conflict), Some(item)) => {
+                            in_doubt = true;
+                            let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+                            let (captured, now) = sides();
+                            let contested = Contested { captured: text(&captured), live: text(&now) };
+                            let contested = (wish == Wish::Conflict).then_some(contested);
+                            pieces.want(node, place, Some(&LivePiece { item, contested }))?;
                         }
-                        Wish::Remove => {
+                        (Wish::Upload, None) => {
+                            touched = true;
+                            pieces.want(node, place, None)?;
+                        }
+                        (Wish::Remove, _) => {
                             touched = true;
                             if let Some(key) = crate::settle::key_of(&source.key, row) {
                                 pieces.remove(node, &key, &column.column)?;
                             }
                         }
-                        Wish::Conflict => {
-                            let member = &column.version_member;
-                            left.push((
-                                column.column.clone(),
-                                value(row, member).to_vec(),
-                                value(live, member).to_vec(),
-                            ));
+                        (Wish::Conflict, None) => {
+                            let (captured, now) = sides();
+                            left.push((column.column.clone(), captured, now));
                         }
                     }
                 }
                 if rules.is_activity {
                     activities.insert(node, winner);
                 }
-                passed.unchanged += u64::from(!touched && left.is_empty());
+                match !touched && left.is_empty() {
+                    true if in_doubt => pieces.is_alone(node),
+                    nothing => passed.unchanged += u64::from(nothing),
+                }
                 passed.conflicts += left.len() as u64;
                 for (member, captured, live) in left {
                     conflicts.add(&name, &id, &member, &captured, &live)?;
                 }
                 if let Some((draft, needs)) = changed {
                     passed.needs.extend(needs.into_iter().map(|(to, _, _)| (node, (to, false, false))));
-                    if draft.state.is_some() && closes(rules.state.as_ref(), row) && winner == Winner::Snapshot {
+                    if winner == Winner::Snapshot && is_by_message(rules.state.as_ref(), &draft) {
                         passed.closing.push(node);
                     }
                     drafts.push_json(&draft)?;
@@ -169,10 +190,8 @@ impl Work {
                 Ok(())
             })
         })?;
-        for (node, place) in passed.wishes.drain(..) {
-            self.pieces.want(node, place);
-        }
         self.above.extend(passed.above.drain(..));
+        self.states_below.extend(passed.states_below.drain(..));
         self.closing.extend(passed.closing.drain(..).map(|node| (node, None)));
         let table = self.tables.get_mut(number);
         for node in &passed.unmade {
@@ -191,11 +210,16 @@ impl Work {
                 Ability::Missing(privilege) => format!("the user lacks {privilege}"),
                 _ => "the service does not tell whether the user may set it".to_string(),
             };
+            let will = if matches!(self.abilities.created_on, Ability::Unknown) { "may" } else { "will" };
             let sentence =
-                format!("the rows will say that they were created when they are restored (createdon): {privilege}");
+                format!("the rows {will} say that they were created when they are restored (createdon): {privilege}");
             self.findings.table("server-set", &name, made, sentence);
         }
+        let closes = self.close_tables();
         for (from, (to, required, hard)) in passed.needs {
+            if closes.contains(&to.table) {
+                self.named_closes.insert(to);
+            }
             let created = !self.tables.get(from.table).states[from.row as usize].is_live();
             if created && to.table < self.tables.len() {
                 self.edges.add(from, to, hard);
@@ -205,85 +229,6 @@ impl Work {
             }
         }
         Ok(())
-    }
-
-    /// Finds the newest captured activity that closed each row whose state is set by a message.
-    pub(crate) fn find_closes(&mut self) -> Result<(), RestoreError> {
-        let mut kinds: Vec<(u16, u16, String)> = Vec::new();
-        for node in self.closing.keys() {
-            let rules = self.tables.get(node.table).rules();
-            if let Some((close_table, member)) = rules.state.as_ref().and_then(|state| state.close_table.clone())
-                && let Some(number) = self.tables.number(&close_table)
-                && self.tables.get(number).rules.is_some()
-                && !kinds.iter().any(|(table, _, _)| *table == node.table)
-            {
-                kinds.push((node.table, number, member));
-            }
-        }
-        for (closed, number, member) in kinds {
-            self.find_closes_of(closed, number, &member)?;
-        }
-        Ok(())
-    }
-
-    fn find_closes_of(&mut self, closed: u16, number: u16, member: &str) -> Result<(), RestoreError> {
-        let table = self.tables.get_mut(number);
-        let rules = Arc::clone(table.rules());
-        let Some(source) = table.source.take() else { return Ok(()) };
-        let name = table.name.clone();
-        let columns = ColumnIndex::new(&rules);
-        // What cannot be written of a closing activity is no loss worth a line of its own.
-        let mut findings = crate::findings::Findings::default();
-        let mut not_written = crate::findings::NotWritten::default();
-        let mut drafting = Drafting {
-            name: &name,
-            rules: &rules,
-            columns,
-            source: &source,
-            allowed: &self.columns,
-            resolver: Resolver { tables: &self.tables, mapping: &mut self.mapping, outside: &mut self.outside },
-            findings: &mut findings,
-            not_written: &mut not_written,
-            keeps_created_on: self.abilities.created_on == Ability::Granted,
-            creators: None,
-        };
-        let (closing, spill) = (&mut self.closing, &mut self.closes);
-        let read = self.captured.all(usize::from(number), |_, row| {
-            let rule: Option<&ColumnRule> = rules.column(member);
-            let Some(parent) = reference(row, member, rule) else { return Ok(()) };
-            let Ok(at) = drafting.resolver.tables.get(closed).ids.binary_search(&parent.id) else { return Ok(()) };
-            let node = Node { table: closed, row: at as u32 };
-            let Some(found) = closing.get_mut(&node) else { return Ok(()) };
-            let created = row.get("createdon").and_then(text).unwrap_or_default();
-            if found.as_ref().is_some_and(|(newest, _)| *newest >= created) {
-                return Ok(());
-            }
-            let Ok((draft, _)) = drafting.created(0, row, Kind::Create) else { return Ok(()) };
-            let mut set = String::new();
-            for key in &source.key {
-                push_member(&mut set, key, value(row, key));
-            }
-            if !draft.set.is_empty() {
-                set.push(',');
-                set.push_str(&draft.set);
-            }
-            let id = source.row_id(row);
-            let own = id.and_then(|id| {
-                let own = crate::compare::Reference { id, table: Some(name.clone()) };
-                drafting.resolver.lead(&own).ok()
-            });
-            let activity = Close {
-                created: created.clone(),
-                set,
-                lookups: draft.lookups,
-                live: own.is_some_and(|own| own.node.is_none()),
-                node: own.and_then(|own| own.node),
-            };
-            *found = Some((created, spill.push_json(&activity)?));
-            Ok(())
-        });
-        self.tables.get_mut(number).source = Some(source);
-        read
     }
 
     /// Drafts the links of the plan and looks which exist.
@@ -364,9 +309,8 @@ fn above(resolver: &Resolver<'_>, rules: &TableRules, row: &Row<'_>) -> Option<N
         .find_map(|parent| resolver.tables.find(&rules.table, parent.id))
 }
 
-/// Whether the captured state is one that a row is brought into by closing it.
-fn closes(rule: Option<&StateRule>, row: &Row<'_>) -> bool {
-    rule.is_some_and(|rule| rule.close_table.is_some() && integer(value(row, &rule.state)) != Some(rule.initial))
+fn captured_state(rules: &TableRules, row: &Row<'_>) -> Option<i64> {
+    integer(value(row, &rules.state.as_ref()?.state))
 }
 
 /// The draft of a row that is not there; none when it does not come into being by this plan, which has been reported.
@@ -377,11 +321,6 @@ fn make(
     birth: Birth,
     binned: bool,
 ) -> Option<(Draft, Vec<Need>)> {
-    // A closing activity that lies in the bin comes back from there, unless the row that it closed is made anew and closed.
-    let birth = match birth {
-        Birth::ByState(member) if binned && !is_made_anew(drafting, row, &member) => Birth::Written,
-        birth => birth,
-    };
     let parent = if let Birth::WithParent(member) = &birth { Some(member.clone()) } else { None };
     let id = drafting.resolver.tables.get(node.table).ids[node.row as usize];
     if drafting.is_written(birth, id) == Some(false) {
@@ -402,12 +341,6 @@ fn make(
     let (draft, mut needs) = drafting.created(node.row, row, Kind::WithParent).ok()?;
     needs.push((to, true, true));
     Some((draft, needs))
-}
-
-fn is_made_anew(drafting: &Drafting<'_>, row: &Row<'_>, member: &str) -> bool {
-    let named = reference(row, member, drafting.rules.column(member));
-    let node = named.and_then(|named| drafting.resolver.tables.find(named.table.as_deref()?, named.id));
-    node.is_some_and(|node| drafting.resolver.tables.get(node.table).state(node.row) == State::Absent)
 }
 
 fn is_planned(resolver: &Resolver<'_>, node: Node) -> bool {

@@ -3,11 +3,10 @@
 //! Which pieces are wanted follows from the rows; where their bytes are in the vault is said by the content references of the
 //! table, which are read once. A wanted piece without a reference was not captured, and is reported.
 //!
-//! A file or an image has an id that changes with its bytes. A note's or an attachment's body has none: its row's version
-//! stands for it, and changes with any column. Where only that differs and the sizes are the same, bytes are not known to
-//! differ; they are uploaded only where the snapshot wins.
+//! A file or an image has an id that changes with each upload. A note's or an attachment's body has none: its row's version
+//! stands for it, and changes with any column. Where only these differ the bytes may be the same: see `doubts`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap};
 
 use dynavault_model::{ContentColumn, Row, RowId, RowKey};
 use dynavault_vault::ContentReference;
@@ -15,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::captured::Captured;
 use crate::compare::{NULL, Winner, value};
+use crate::doubts::{Doubt, LivePiece};
 use crate::error::RestoreError;
 use crate::findings::Findings;
 use crate::plan::ContentOp;
@@ -22,6 +22,7 @@ use crate::settle::same_value;
 use crate::spill::Spill;
 use crate::tables::{Table, Tables};
 use crate::waves::Node;
+use crate::work::Conflicts;
 
 /// A piece of content that is uploaded or removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,10 +73,23 @@ pub(crate) fn of_existing(captured: &Row<'_>, live: &Row<'_>, column: &ContentCo
     if unseen { Wish::Nothing } else { Wish::Conflict }
 }
 
+/// Whether a piece of a row that is there may have the same bytes although its version differs: both sides have one, and no
+/// size tells them apart.
+pub(crate) fn may_be_same(captured: &Row<'_>, live: &Row<'_>, column: &ContentColumn) -> bool {
+    let sized = column.version_member != column.presence_member;
+    let same_size = || same_value(captured.get(&column.presence_member), live.get(&column.presence_member));
+    is_there(captured, column) && is_there(live, column) && (!sized || same_size())
+}
+
 /// Pieces of all tables.
 #[derive(Debug)]
 pub(crate) struct Pieces {
-    wanted: HashSet<(Node, u16)>,
+    /// With the place of the live piece that may be the same.
+    wanted: HashMap<(Node, u16), Option<u64>>,
+    live: Option<Spill>,
+    doubts: Option<Spill>,
+    /// Rows about which nothing else is to be done.
+    alone: BTreeSet<Node>,
     /// By table number: pieces to upload or remove.
     drafts: Vec<Option<Spill>>,
     scratch: std::path::PathBuf,
@@ -84,12 +98,38 @@ pub(crate) struct Pieces {
 impl Pieces {
     pub(crate) fn new(tables: u16, scratch: &std::path::Path) -> Self {
         let drafts = (0..tables).map(|_| None).collect();
-        Self { wanted: HashSet::new(), drafts, scratch: scratch.to_path_buf() }
+        let (live, doubts, alone) = (None, None, BTreeSet::new());
+        Self { wanted: HashMap::new(), live, doubts, alone, drafts, scratch: scratch.to_path_buf() }
     }
 
-    /// Notes that a piece has to be uploaded; `column` is its place in the schema of the environment.
-    pub(crate) fn want(&mut self, node: Node, column: u16) {
-        self.wanted.insert((node, column));
+    /// Notes that a piece has to be uploaded, unless `live` is the same; `column` is its place in the schema of the environment.
+    pub(crate) fn want(&mut self, node: Node, column: u16, live: Option<&LivePiece>) -> Result<(), RestoreError> {
+        let offset = match live {
+            Some(live) => Some(opened(&mut self.live, &self.scratch)?.push_json(live)?),
+            None => None,
+        };
+        self.wanted.insert((node, column), offset);
+        Ok(())
+    }
+
+    /// Notes that nothing is to be done about a row but for pieces that may be the same.
+    pub(crate) fn is_alone(&mut self, node: Node) {
+        self.alone.insert(node);
+    }
+
+    /// Takes back [`Self::is_alone`].
+    pub(crate) fn not_alone(&mut self, node: Node) {
+        self.alone.remove(&node);
+    }
+
+    /// Rows whose pieces were the same.
+    pub(crate) fn take_alone(&mut self) -> BTreeSet<Node> {
+        std::mem::take(&mut self.alone)
+    }
+
+    /// Pieces that have to be compared.
+    pub(crate) fn take_doubts(&mut self) -> Option<Spill> {
+        self.doubts.take()
     }
 
     /// Notes that a piece has to be removed.
@@ -99,13 +139,15 @@ impl Pieces {
         self.push(node.table, &Piece { row: node.row, key: key.clone(), upload: false, content })
     }
 
-    fn push(&mut self, table: u16, piece: &Piece) -> Result<(), RestoreError> {
-        let slot = &mut self.drafts[usize::from(table)];
-        let spill = match slot {
-            Some(spill) => spill,
-            None => slot.insert(Spill::new(&self.scratch)?),
-        };
-        spill.push_json(piece).map(|_| ())
+    pub(crate) fn push(&mut self, table: u16, piece: &Piece) -> Result<(), RestoreError> {
+        opened(&mut self.drafts[usize::from(table)], &self.scratch)?.push_json(piece).map(|_| ())
+    }
+
+    fn live(&mut self, offset: u64) -> Result<LivePiece, RestoreError> {
+        let mut record = Vec::new();
+        opened(&mut self.live, &self.scratch)?.read(offset, &mut record)?;
+        serde_json::from_slice(&record)
+            .map_err(|error| RestoreError::Worker(format!("a piece of content changed in the scratch folder: {error}")))
     }
 
     /// Rows of a table with pieces to upload or remove.
@@ -131,8 +173,9 @@ impl Pieces {
         captured: &Captured,
         tables: &Tables,
         findings: &mut Findings,
+        conflicts: &mut Conflicts,
     ) -> Result<(), RestoreError> {
-        let mut numbers: Vec<u16> = self.wanted.iter().map(|(node, _)| node.table).collect();
+        let mut numbers: Vec<u16> = self.wanted.keys().map(|(node, _)| node.table).collect();
         numbers.sort_unstable();
         numbers.dedup();
         for number in numbers {
@@ -141,10 +184,8 @@ impl Pieces {
                 let reference: ContentReference = serde_json::from_slice(row.bytes())
                     .map_err(|error| RestoreError::Worker(format!("a content reference is not understood: {error}")))?;
                 let Some((node, column)) = place(table, number, &reference) else { return Ok(()) };
-                if !self.wanted.remove(&(node, column)) {
-                    return Ok(());
-                }
-                if let Some(note) = &reference.note {
+                let Some(offset) = self.wanted.remove(&(node, column)) else { return Ok(()) };
+                if let (Some(note), None) = (&reference.note, offset) {
                     findings.row("content-reduced", &table.name, &reference.row, &reference.column, note.clone());
                 }
                 let content = ContentOp {
@@ -156,18 +197,34 @@ impl Pieces {
                     mime: reference.mime,
                 };
                 let key = RowKey::new(reference.row);
-                self.push(number, &Piece { row: node.row, key, upload: true, content })
+                let piece = Piece { row: node.row, key, upload: true, content };
+                let Some(offset) = offset else { return self.push(number, &piece) };
+                let doubt = Doubt { table: number, column, piece, live: self.live(offset)?, note: reference.note };
+                opened(&mut self.doubts, &self.scratch)?.push_json(&doubt).map(|_| ())
             })?;
         }
         let mut left: Vec<_> = self.wanted.drain().collect();
         left.sort_unstable();
-        for (node, column) in left {
+        for ((node, column), offset) in left {
+            self.not_alone(node);
             let table = tables.get(node.table);
             let id = table.ids.get(node.row as usize).map(ToString::to_string).unwrap_or_default();
             let column = table.target().content.get(usize::from(column)).map_or("", |column| column.column.as_str());
+            let contested = offset.map(|offset| self.live(offset)).transpose()?.and_then(|live| live.contested);
+            if let Some(contested) = contested {
+                conflicts.add(&table.name, &id, column, contested.captured.as_bytes(), contested.live.as_bytes())?;
+                continue;
+            }
             findings.row("content-not-captured", &table.name, &id, column, "the snapshot does not have the bytes");
         }
         Ok(())
+    }
+}
+
+fn opened<'a>(spill: &'a mut Option<Spill>, scratch: &std::path::Path) -> Result<&'a mut Spill, RestoreError> {
+    match spill {
+        Some(spill) => Ok(spill),
+        None => Ok(spill.insert(Spill::new(scratch)?)),
     }
 }
 

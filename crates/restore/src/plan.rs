@@ -231,17 +231,23 @@ pub struct Op {
     /// Members written, in captured form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set: Option<Box<RawValue>>,
-    /// The same members as they are now; for a deletion, the whole row.
+    /// The same members as they are now; for a deletion, the whole row; for a row that an undo makes again, the row that it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Box<RawValue>>,
     /// Condition.
     pub guard: Guard,
+    /// When the row was last modified, as the plan saw it: tells a person's change from a side effect of the run's own writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modified: Option<String>,
     /// Party rows of an activity.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parties: Vec<Box<RawValue>>,
-    /// Party rows as they are now, for `parties`.
+    /// Party rows as they are now, for `parties` and for the deletion of an activity.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub from_parties: Vec<Box<RawValue>>,
+    /// Rows of other tables that go with a deletion and are no operations of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub along: Vec<Gone>,
     /// The close activity that belongs to a state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close: Option<Box<RawValue>>,
@@ -254,6 +260,16 @@ pub struct Op {
     /// An earlier operation of the plan is about the same row; results count rows once.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub follows: bool,
+}
+
+/// A row that the service deletes along with another: an address of an account, the other half of a connection.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gone {
+    /// Logical name.
+    pub table: String,
+    /// The row as it was.
+    pub row: Box<RawValue>,
 }
 
 /// What an operation does.

@@ -13,7 +13,7 @@
 //! the rows take when the service makes 150 a second (`dataverse` protocol, section 5.6, the slowest of the measured kinds of
 //! creation) and content travels with 4 MiB a second (assumed).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -190,12 +190,14 @@ impl Work {
             changed_activities: HashMap::new(),
             parties: None,
             closing: HashMap::new(),
+            named_closes: HashSet::new(),
             closes: Spill::new(&scratch)?,
             links: Vec::new(),
             creators: None,
             openings: Openings::default(),
             heirs: Heirs::default(),
             above: HashMap::new(),
+            states_below: BTreeMap::new(),
             tables,
             scratch,
             captured,
@@ -229,9 +231,11 @@ impl Work {
         self.find_closes()?;
         self.read_parties()?;
         let (captured, tables, findings) = (&self.captured, &self.tables, &mut self.findings);
-        self.pieces.attach(captured, tables, findings)?;
+        self.pieces.attach(captured, tables, findings, &mut self.conflicts)?;
+        self.compare_content()?;
         self.ask_outside()?;
         let waves = self.order();
+        self.report_lost_closes();
         self.find_heirs()?;
         self.find_openings()?;
         let ops = self.operations(&waves)?;
@@ -333,11 +337,12 @@ impl Work {
     fn emit(&mut self, waves: &Waves, ops: &mut Ops) -> Result<(), RestoreError> {
         let owner_waves = self.owner_waves();
         let numbers: Vec<u16> = self.tables.with_rows();
-        let touched = std::collections::HashSet::new();
-        let mut emitter = Emitter { work: self, waves, owner_waves: &owner_waves, ops, touched };
+        let (touched, stated) = (HashSet::new(), HashMap::new());
+        let mut emitter = Emitter { work: self, waves, owner_waves: &owner_waves, ops, touched, stated };
         for number in &numbers {
             emitter.rows(*number)?;
         }
+        emitter.report_states_from_above();
         emitter.openings()?;
         emitter.heirs()?;
         emitter.parties()?;

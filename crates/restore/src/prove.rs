@@ -207,6 +207,18 @@ impl Prover<'_> {
                 };
                 found.push((name, reason));
             }
+            // The row that an undo makes again is kept without what was empty; the service may fill that in.
+            for member in now.members().iter().filter(|_| history.remade_from().is_some()) {
+                let name = String::from_utf8_lossy(now.key(member)).into_owned();
+                let empty =
+                    now.value(member) == b"null" || snapshot.get(&name).is_some() || written.contains_key(&name);
+                if empty || !is_value(&name) || name == "versionnumber" {
+                    continue;
+                }
+                if let Some(rule) = self.rules.column(&name) {
+                    found.push((name, rule.not_written.unwrap_or("default-set")));
+                }
+            }
         });
         found
     }

@@ -60,18 +60,20 @@ pub struct ProveParts {
     pub user: String,
 }
 
-/// The operations of a run with their outcomes, by table and row.
+/// The operations of a run with their outcomes, by table and row; also operations that were not tried, where `untried` wants them.
 pub(crate) async fn histories(
     catalog: &Catalog,
     run: RunId,
     scratch: &std::path::Path,
     mut ops: crate::apply::Ops,
+    untried: impl Fn(&Op) -> bool,
 ) -> Result<Histories, RestoreError> {
     let mut journal = Journal::default();
     let mut histories = Histories::default();
     while let Some(op) = ops.recv().await {
         let op = op?;
-        if let Some(outcome) = journal.state(catalog, run, op.n).await? {
+        let outcome = journal.state(catalog, run, op.n).await?;
+        if outcome.is_some() || untried(&op) {
             histories.push(scratch, op, outcome)?;
         }
     }
@@ -80,7 +82,7 @@ pub(crate) async fn histories(
 
 /// Reads back everything a run wrote and compares it.
 pub async fn prove(parts: &ProveParts, run: RunId, ops: crate::apply::Ops) -> Result<Proof, RestoreError> {
-    let mut histories = histories(&parts.catalog, run, &parts.scratch, ops).await?;
+    let mut histories = histories(&parts.catalog, run, &parts.scratch, ops, |_| false).await?;
     let mut proof = Proof::default();
     for (table, history) in &mut histories.tables {
         let Some(schema) = parts.schemas.get(table) else { continue };
@@ -158,7 +160,9 @@ impl ProveParts {
         for (row, captured) in block {
             let now = row.tried.first().and_then(|tried| live.get(&tried.op.key));
             let mut members = Vec::new();
-            let captured = captured.as_ref().filter(|bytes| scan(bytes, &mut members).is_ok()).map(Vec::as_slice);
+            // A row that an undo makes again is compared with what it was.
+            let captured = captured.as_deref().or_else(|| row.remade_from().map(|row| row.get().as_bytes()));
+            let captured = captured.filter(|bytes| scan(bytes, &mut members).is_ok());
             let captured = captured.map(|bytes| Row::new(bytes, &members));
             prover.compare(row, captured.as_ref(), now, proof);
             for tried in row.tried.iter().filter(|tried| tried.done && tried.op.action == Action::Upload) {

@@ -6,6 +6,9 @@
 //!  then     links between rows of the set
 //! ```
 //!
+//! A lookup to a row of a partitioned table holds the first part of its key alone (`dataverse` protocol, section 8.12): every
+//! row that begins with it is meant, in whichever partition.
+//!
 //! Who created, changed or owns a row relates it to nothing. All lookups of the snapshot are written once into a scratch
 //! file, and each level reads that file: memory holds the ids of the set, nothing else.
 
@@ -39,9 +42,10 @@ pub(crate) fn add(
         let mut level = set.clone();
         for _ in 0..down {
             let mut next = HashSet::new();
+            let named = as_named(captured, &level)?;
             edges.scan(|edge| {
                 let (from, to) = unpack(edge);
-                if level.contains(&to) && !set.contains(&from) {
+                if named.contains(&to) && !set.contains(&from) {
                     next.insert(from);
                 }
                 Ok(())
@@ -69,8 +73,11 @@ pub(crate) fn add(
         // A lookup may name a row that the snapshot does not have.
         level = HashSet::new();
         for (table, ids) in sorted(&next) {
-            let present = captured.present(usize::from(table), &ids)?;
-            level.extend(present.into_iter().map(|id| (table, id)));
+            let present = match first_part(captured, table) {
+                Some(key) => beginning_with(captured, table, &key, &ids)?,
+                None => captured.present(usize::from(table), &ids)?,
+            };
+            level.extend(present.into_iter().map(|id| (table, id)).filter(|place| !set.contains(place)));
         }
         if level.is_empty() {
             break;
@@ -80,6 +87,38 @@ pub(crate) fn add(
     let inside = links_between(captured, tables, &set)?;
     set.extend(&inside);
     Ok(sorted(&set))
+}
+
+/// The first part of the key of a table that has several.
+fn first_part(captured: &Captured, table: u16) -> Option<String> {
+    let [first, _, ..] = captured.table(usize::from(table)).key.as_slice() else { return None };
+    Some(first.clone())
+}
+
+/// Places as lookups name them.
+fn as_named(captured: &Captured, places: &HashSet<Place>) -> Result<HashSet<Place>, RestoreError> {
+    let mut named = HashSet::with_capacity(places.len());
+    for (table, ids) in sorted(places) {
+        match first_part(captured, table) {
+            Some(key) => captured.each(usize::from(table), &ids, |_, row| {
+                named.extend(row.get(&key).map(|part| (table, RowId::of_key(&[part]))));
+                Ok(())
+            })?,
+            None => named.extend(ids.into_iter().map(|id| (table, id))),
+        }
+    }
+    Ok(named)
+}
+
+/// Rows of a partitioned table whose keys begin with one of `parts`, which must be sorted.
+fn beginning_with(captured: &Captured, table: u16, key: &str, parts: &[RowId]) -> Result<Vec<RowId>, RestoreError> {
+    let mut found = Vec::new();
+    captured.all(usize::from(table), |id, row| {
+        let part = row.get(key).map(|part| RowId::of_key(&[part]));
+        found.extend(part.filter(|part| parts.binary_search(part).is_ok()).map(|_| id));
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// Adds rows that come into being with a row of the set and are part of it, such as an account's own addresses.

@@ -129,9 +129,10 @@ pub(crate) fn holds(set: &RawValue, live: &LiveRow) -> bool {
     .unwrap_or(false)
 }
 
-/// Whether a row differs from an earlier version only as the deletion of rows it referred to explains: references that are
-/// empty now, and the marks of the change itself.
-pub(crate) fn differs_by_cascade_only(from: &RawValue, live: &LiveRow) -> bool {
+/// Whether a row differs from an earlier version only as the run itself explains: references that the deletion of rows has
+/// emptied, an owner or a state that it got along with the row above (`user` is our own user in the environment), and the marks
+/// of the change itself.
+pub(crate) fn differs_by_cascade_only(from: &RawValue, live: &LiveRow, user: &str) -> bool {
     let bytes = from.get().as_bytes();
     let mut members = Vec::new();
     if scan(bytes, &mut members).is_err() {
@@ -140,6 +141,7 @@ pub(crate) fn differs_by_cascade_only(from: &RawValue, live: &LiveRow) -> bool {
     let before = Row::new(bytes, &members);
     let marks = ["versionnumber", "modifiedon", "_modifiedby_value", "_modifiedonbehalfby_value"];
     live.with(|now| {
+        let by_us = now.get(MODIFIED_BY[0]).and_then(text).is_some_and(|by| by.eq_ignore_ascii_case(user));
         before.members().iter().all(|member| {
             let name = String::from_utf8_lossy(before.key(member));
             let reference = name.starts_with('_') && name.ends_with("_value");
@@ -147,15 +149,44 @@ pub(crate) fn differs_by_cascade_only(from: &RawValue, live: &LiveRow) -> bool {
             !is_value(&name)
                 || marks.contains(&&*name)
                 || emptied
+                || (by_us && FROM_ABOVE.contains(&&*name))
                 || same_value(Some(before.value(member)), now.get(&name))
         })
     })
     .unwrap_or(false)
 }
 
-/// Whether nobody has changed what an update is about since the plan was made: every value of it is the one that the plan saw, or
-/// the one that it writes.
-pub(crate) fn still_as_seen(op: &Op, live: &LiveRow) -> bool {
+/// Time of the last change of a row.
+pub(crate) const MODIFIED: &str = "modifiedon";
+/// What a row may get from the row above it: who owns it, and its state (`dataverse` protocol, sections 6.7 and 8.6).
+const FROM_ABOVE: [&str; 6] = [
+    "_ownerid_value",
+    "_owninguser_value",
+    "_owningteam_value",
+    "_owningbusinessunit_value",
+    "statecode",
+    "statuscode",
+];
+/// Who made it: the user, and the application that acted on the user's behalf (`dataverse` protocol, section 6.6).
+const MODIFIED_BY: [&str; 2] = ["_modifiedby_value", "_modifiedonbehalfby_value"];
+
+/// Whether a person or another program has modified a row since the plan was made. Writes of the run itself reach other rows
+/// too, an address its account: those carry `user`, who is us. A version that moved without a modification is nobody's.
+fn modified_by_others(op: &Op, live: &LiveRow, user: &str) -> bool {
+    let Some(seen) = &op.modified else { return false };
+    live.with(|live| {
+        let by_us = |member: &&str| live.get(member).and_then(text).is_some_and(|by| by.eq_ignore_ascii_case(user));
+        live.get(MODIFIED).and_then(text).is_some_and(|now| now != *seen) && !MODIFIED_BY.iter().any(by_us)
+    })
+    .unwrap_or(false)
+}
+
+/// Whether nobody else has changed a row since the plan was made, and every value that an update is about is the one that the
+/// plan saw, or the one that it writes. `user` is our own user in the environment.
+pub(crate) fn still_as_seen(op: &Op, live: &LiveRow, user: &str) -> bool {
+    if modified_by_others(op, live, user) {
+        return false;
+    }
     let (Some(set), Some(from)) = (op.set.as_deref(), op.from.as_deref()) else { return false };
     let (set, from) = (set.get().as_bytes(), from.get().as_bytes());
     let (mut written, mut seen) = (Vec::new(), Vec::new());
@@ -184,8 +215,8 @@ pub(crate) enum Settled {
     Conflict,
 }
 
-/// Decides by the row as it is now.
-pub(crate) fn settle(op: &Op, live: Option<&LiveRow>) -> Settled {
+/// Decides by the row as it is now; `user` is our own user in the environment.
+pub(crate) fn settle(op: &Op, live: Option<&LiveRow>, user: &str) -> Settled {
     let Action::Write(kind) = op.action else { return Settled::NotDone };
     let planned = |live: &LiveRow| op.set.as_deref().is_none_or(|set| holds(set, live));
     match (kind, live) {
@@ -197,7 +228,7 @@ pub(crate) fn settle(op: &Op, live: Option<&LiveRow>) -> Settled {
         (WriteKind::Update | WriteKind::State, Some(live)) if planned(live) => Settled::Done,
         (WriteKind::State, Some(_)) => Settled::NotDone,
         (WriteKind::Update, Some(live)) => match &op.guard {
-            Guard::Unchanged(etag) if live.etag().as_ref() != Some(etag) && !still_as_seen(op, live) => {
+            Guard::Unchanged(etag) if live.etag().as_ref() != Some(etag) && !still_as_seen(op, live, user) => {
                 Settled::Conflict
             }
             _ => Settled::NotDone,
@@ -209,6 +240,8 @@ pub(crate) fn settle(op: &Op, live: Option<&LiveRow>) -> Settled {
 mod tests {
     use super::*;
     use crate::plan::Step;
+
+    const US: &str = "0a0b0c0d-1111-4222-8333-444455556666";
 
     fn op(kind: WriteKind, guard: Guard, set: &str) -> Op {
         Op {
@@ -223,9 +256,11 @@ mod tests {
             guard,
             parties: Vec::new(),
             from_parties: Vec::new(),
+            along: Vec::new(),
             close: None,
             content: None,
             on_behalf: None,
+            modified: None,
             follows: false,
         }
     }
@@ -237,18 +272,18 @@ mod tests {
     #[test]
     fn a_row_that_is_there_after_a_lost_creation_was_created() {
         let create = op(WriteKind::Create, Guard::Absent, r#"{"name":"A"}"#);
-        assert_eq!(settle(&create, Some(&live(r#"{"name":"A by a plug-in"}"#))), Settled::Done);
-        assert_eq!(settle(&create, None), Settled::NotDone);
+        assert_eq!(settle(&create, Some(&live(r#"{"name":"A by a plug-in"}"#)), US), Settled::Done);
+        assert_eq!(settle(&create, None, US), Settled::NotDone);
     }
 
     #[test]
     fn a_lost_update_is_sent_again_only_while_the_row_is_the_same_version() {
         let update = op(WriteKind::Update, Guard::Unchanged("W/\"1\"".into()), r#"{"name":"A","fax":null}"#);
         let row = |etag: &str, name: &str| live(&format!(r#"{{"@odata.etag":"W/\"{etag}\"","name":"{name}"}}"#));
-        assert_eq!(settle(&update, Some(&row("2", "A"))), Settled::Done);
-        assert_eq!(settle(&update, Some(&row("1", "B"))), Settled::NotDone);
-        assert_eq!(settle(&update, Some(&row("2", "C"))), Settled::Conflict);
-        assert_eq!(settle(&update, None), Settled::Conflict);
+        assert_eq!(settle(&update, Some(&row("2", "A")), US), Settled::Done);
+        assert_eq!(settle(&update, Some(&row("1", "B")), US), Settled::NotDone);
+        assert_eq!(settle(&update, Some(&row("2", "C")), US), Settled::Conflict);
+        assert_eq!(settle(&update, None, US), Settled::Conflict);
     }
 
     #[test]
@@ -261,10 +296,44 @@ mod tests {
         let row = |name: &str, fax: &str| {
             live(&format!(r#"{{"@odata.etag":"W/\"2\"","name":"{name}","fax":{fax},"city":"C"}}"#))
         };
-        assert!(still_as_seen(&update, &row("B", "\"1\"")) && still_as_seen(&update, &row("A", "\"1\"")));
-        assert!(!still_as_seen(&update, &row("B", "\"2\"")) && !still_as_seen(&update, &row("C", "null")));
-        assert_eq!(settle(&update, Some(&row("B", "\"1\""))), Settled::NotDone);
-        assert_eq!(settle(&update, Some(&row("C", "\"1\""))), Settled::Conflict);
+        assert!(still_as_seen(&update, &row("B", "\"1\""), US) && still_as_seen(&update, &row("A", "\"1\""), US));
+        assert!(!still_as_seen(&update, &row("B", "\"2\""), US) && !still_as_seen(&update, &row("C", "null"), US));
+        assert_eq!(settle(&update, Some(&row("B", "\"1\"")), US), Settled::NotDone);
+        assert_eq!(settle(&update, Some(&row("C", "\"1\"")), US), Settled::Conflict);
+    }
+
+    #[test]
+    fn a_row_that_others_modified_since_is_left_alone_and_one_that_we_touched_is_not() {
+        let from = RawValue::from_string(r#"{"name":"B"}"#.into()).unwrap();
+        let update = Op {
+            from: Some(from),
+            modified: Some("2026-01-01T00:00:00Z".into()),
+            ..op(WriteKind::Update, Guard::Unchanged("W/\"1\"".into()), r#"{"name":"A"}"#)
+        };
+        let row = |time: &str, by: &str, behalf: &str| {
+            live(&format!(
+                r#"{{"@odata.etag":"W/\"2\"","name":"B","modifiedon":"{time}","_modifiedby_value":"{by}","_modifiedonbehalfby_value":{behalf}}}"#
+            ))
+        };
+        let (then, later, other) =
+            ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", "ffffffff-1111-4222-8333-444455556666");
+        assert!(!still_as_seen(&update, &row(later, other, "null"), US));
+        assert_eq!(settle(&update, Some(&row(later, other, "null")), US), Settled::Conflict);
+        assert!(still_as_seen(&update, &row(later, &US.to_uppercase(), "null"), US));
+        assert!(still_as_seen(&update, &row(later, other, &format!("\"{US}\"")), US));
+        assert!(still_as_seen(&update, &row(then, other, "null"), US), "a version without a modification");
+    }
+
+    #[test]
+    fn an_owner_that_a_row_got_along_with_the_one_above_does_not_keep_it_from_being_deleted() {
+        let row = |owner: &str, by: &str, name: &str| {
+            let text = format!(r#"{{"name":"{name}","_ownerid_value":"{owner}","_modifiedby_value":"{by}"}}"#);
+            (RawValue::from_string(text.clone()).unwrap(), live(&text))
+        };
+        let (from, _) = row("a", "somebody", "A");
+        assert!(differs_by_cascade_only(&from, &row("b", US, "A").1, US));
+        assert!(!differs_by_cascade_only(&from, &row("b", "somebody", "A").1, US));
+        assert!(!differs_by_cascade_only(&from, &row("b", US, "B").1, US));
     }
 
     #[test]

@@ -1,16 +1,15 @@
 //! What the steps of planning share.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use dynavault_model::{Abilities, Call, Observer, RowSource, RowTarget, TableEvent, TableListing};
-use serde::{Deserialize, Serialize};
 
 use crate::captured::Captured;
+use crate::closes::Newest;
 use crate::compare::Winner;
 use crate::creators::Creators;
-use crate::draft::Lookup;
 use crate::error::RestoreError;
 use crate::findings::Findings;
 use crate::links::Links;
@@ -70,19 +69,6 @@ impl Conflicts {
     }
 }
 
-/// The captured activity that closed a row.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Close {
-    /// When it was made; the newest counts.
-    pub(crate) created: String,
-    /// Its members, without lookups that need a row of the plan, without braces.
-    pub(crate) set: String,
-    pub(crate) lookups: Vec<Lookup>,
-    /// The activity itself: where it is there already, closing must not make it again.
-    pub(crate) node: Option<Node>,
-    pub(crate) live: bool,
-}
-
 /// Everything a plan is made of.
 pub(crate) struct Work {
     pub(crate) captured: Captured,
@@ -108,8 +94,10 @@ pub(crate) struct Work {
     /// Activities that are there and differ.
     pub(crate) changed_activities: HashMap<Node, Winner>,
     pub(crate) parties: Option<Parties>,
-    /// Rows whose closing activity is wanted, with the place of the newest found.
-    pub(crate) closing: HashMap<Node, Option<(String, u64)>>,
+    /// Rows that are closed by a message, with the newest activity that closed them.
+    pub(crate) closing: HashMap<Node, Option<Newest>>,
+    /// Close activities that rows of the plan refer to.
+    pub(crate) named_closes: HashSet<Node>,
     pub(crate) closes: Spill,
     pub(crate) links: Vec<(u16, Links)>,
     /// Users on whose behalf rows are made; none when they are made by us.
@@ -120,6 +108,8 @@ pub(crate) struct Work {
     pub(crate) heirs: Heirs,
     /// The row above within its own table, where the state of a row reaches below it.
     pub(crate) above: HashMap<Node, Node>,
+    /// States in which the rows of [`Self::above`] were captured.
+    pub(crate) states_below: BTreeMap<Node, i64>,
 }
 
 impl Work {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const NO_CODES: [&str; 1] = ["kebab-case"];
 /// What stands before a code of one word, in the files that have such codes.
 const GIVEN: [(&str, &[&str]); 7] = [
-    ("restore/src/draft.rs", &[".row(", ".table("]),
+    ("restore/src/draft.rs", &[".row(", ".table(", ".add("]),
     ("restore/src/stage.rs", &[".row(", ".table("]),
     ("restore/src/tables.rs", &["Role::Left("]),
     ("restore/src/project.rs", &["&str ="]),

@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "the lint's exception for tests does not reach helpers")]
 
 mod again;
+mod closes;
 mod fakes;
+mod files;
 mod special;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -407,32 +409,6 @@ async fn parties_go_along_with_their_activities() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_closed_row_is_closed_with_its_newest_closing_activity() {
-    let case = Table::new("incident").text("title", 9).state(Some(("resolution", "_incidentid_value")));
-    let close = Table::new("resolution").text("subject", 9).lookup("incidentid", &["incident"]).created_on();
-    let all = [&case, &close];
-    let mut before = World::new(&all);
-    before.put("incident", 1, json!({"title": "T", "statecode": 1, "statuscode": 5}));
-    let row =
-        |time: &str, subject: &str| json!({"subject": subject, "createdon": time, "_incidentid_value": "incident:1"});
-    before.put("resolution", 2, row("2024-01-02T00:00:00Z", "new"));
-    before.put("resolution", 3, row("2024-01-01T00:00:00Z", "old"));
-    let mut now = World::new(&all);
-    now.birth = Box::new(|rules, _| match rules.table.as_str() {
-        "resolution" => Birth::ByState("_incidentid_value".into()),
-        _ => Birth::Written,
-    });
-    let plan = planned(&before, &[], now, fill()).await.unwrap();
-    assert_eq!(
-        plan.short(),
-        [r#"rows 0 incident create 1 {"title":"T"}"#, r#"state 0 incident state 1 {"statecode":1,"statuscode":5}"#,]
-    );
-    let close = plan.ops[1].close.as_ref().unwrap().get();
-    assert!(close.contains(r#""subject":"new""#) && close.contains(&id(2)), "{close}");
-    assert_eq!(plan.codes()["by-state"], 2);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_that_come_with_their_parent_are_changed_after_it() {
     let account = Table::new("account");
     let address = Table::new("address").text("line1", 20).lookup("parentid", &["account"]);
@@ -481,7 +457,7 @@ async fn a_mirror_deletes_children_first_and_nothing_that_a_kept_row_points_to()
     let mirror = PlanRequest { mirror: true, selection, ..request(ConflictPolicy::Overwrite) };
     let plan = planned(&before, &[], now, mirror).await.unwrap();
     let deletes: Vec<String> = plan.short().into_iter().filter(|op| op.contains("delete")).collect();
-    assert_eq!(deletes.len(), 4, "{deletes:?}");
+    assert_eq!(deletes.len(), 5, "{deletes:?}");
     assert!(deletes[0].starts_with("deletes 0 account_contact delete 41"), "{deletes:?}");
     let wave = |n: u32| {
         plan.ops
@@ -496,7 +472,7 @@ async fn a_mirror_deletes_children_first_and_nothing_that_a_kept_row_points_to()
     assert_eq!((wave(13), wave(14)), (None, None));
     assert_eq!(plan.codes()["still-referenced"], 2);
     assert!(plan.ops.last().unwrap().from.as_ref().unwrap().get().contains("accountid"));
-    assert_eq!((plan.summary.counts.delete, plan.summary.counts.unlink), (3, 1));
+    assert_eq!((plan.summary.counts.delete, plan.summary.counts.unlink), (3, 2));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

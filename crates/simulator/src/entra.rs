@@ -49,6 +49,7 @@ use crate::entra::permission::Api;
 use crate::entra::request::{Form, SignInRequest};
 use crate::entra::scope::Resources;
 use crate::entra::script::Script;
+use crate::erp::ErpState;
 use crate::graph::GraphState;
 use crate::guid::Guid;
 use crate::shared::Shared;
@@ -77,6 +78,7 @@ pub(crate) struct Authority {
     pub(crate) script: Script,
     pub(crate) resources: Resources,
     pub(crate) graph: GraphState,
+    pub(crate) erp: ErpState,
     /// Claims an API wants to see in tokens (entra 8).
     pub(crate) challenges: BTreeMap<Api, Value>,
     /// 503 this many times more.
@@ -102,6 +104,7 @@ impl Authority {
                 erp: vec![format!("{url}/erp")],
             },
             graph: GraphState::default(),
+            erp: ErpState::default(),
             challenges: BTreeMap::new(),
             unavailable: config.faults.token_unavailable,
             log: VecDeque::new(),

@@ -32,6 +32,7 @@ mod dataset;
 mod dice;
 mod edits;
 mod entra;
+mod erp;
 mod faults;
 mod files;
 mod filter;

@@ -30,7 +30,7 @@ use crate::read::Reader;
 use crate::route::{Headers, Request, Route, Verb, respond};
 use crate::shared::{InFlight, Numbered, Shared};
 use crate::write::{self, WriteContext};
-use crate::{control, entra, graph};
+use crate::{control, entra, erp, graph};
 
 /// The largest upload in one request, and with it the largest body (dataverse 5.5).
 const REQUEST_BYTES_MAX: usize = 128 << 20;
@@ -66,6 +66,9 @@ async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpRequest<Body
     if let Some(rest) = path.strip_prefix("/graph/") {
         let (answer, fault) = graph::answer(&shared, &parts.method, rest, &query, &parts.headers).await;
         return send(answer, fault);
+    }
+    if let Some(rest) = path.strip_prefix("/erp/") {
+        return send(erp::answer(&shared, &parts.method, rest, &query, &parts.headers), None);
     }
     environment(shared, parts.method, &parts.headers, &path, &query, body).await
 }

@@ -57,14 +57,18 @@ impl Vault {
         }
     }
 
-    /// A vault that may not exist, for looking: without one, everything is empty.
-    pub fn look(
+    /// A vault that may not exist, for looking: without one, everything is empty. Works without the right to read.
+    pub async fn look(
         store: Arc<dyn BlobStore>,
         recipients: Recipients,
         identities: Identities,
         clock: Arc<dyn Clock>,
-    ) -> Self {
-        Self { store, recipients, identities, clock }
+    ) -> Result<Self, VaultError> {
+        let vault = Self { store, recipients, identities, clock };
+        match vault.description().await {
+            Err(error) if error.kind() != FaultKind::SignIn => Err(error),
+            _ => Ok(vault),
+        }
     }
 
     /// Opens a vault for writing, and makes it if it is not there. Works without the right to read.

@@ -126,7 +126,7 @@ impl Demo<'_> {
             return Err(failure);
         }
         if !self.global.quiet {
-            backup::summary(&end.report);
+            backup::summary(&end.report, print::talk);
         }
         Ok(end.report)
     }

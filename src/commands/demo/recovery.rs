@@ -80,7 +80,7 @@ impl Demo<'_> {
     async fn apply(&self, plan: &PlanFile) -> Result<RestoreEnd, Failure> {
         let mut end = self.with(|restore| async move { restore.apply(plan.path(), true).await }).await?;
         if !self.global.quiet {
-            restore::ended(&end);
+            restore::ended(&end, print::talk);
         }
         match end.failure.take() {
             Some(failure) => Err(failure),

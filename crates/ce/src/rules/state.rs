@@ -71,6 +71,7 @@ pub(crate) const CLOSED_VALUE: &str = "actualvalue";
 
 const PUBLISH: Step = Step::Bound("PublishProductHierarchy");
 const PRODUCT_ACTIVE: i64 = 0;
+const PRODUCT_RETIRED: i64 = 1;
 const PRODUCT_DRAFT: i64 = 2;
 const QUOTE_ACTIVE: i64 = 1;
 
@@ -86,26 +87,38 @@ pub(super) fn closes(close_table: &str) -> Option<String> {
     Some(format!("_{}_value", message.parent))
 }
 
-/// The steps from one state to another: one, or two.
+/// The steps from one state to another: one to three.
 pub(crate) fn steps(table: &str, from: Option<i64>, to: i64) -> Vec<Step> {
     let arrive = Step::Change(to, Passing::Arriving);
     if from == Some(to) {
         return vec![arrive];
     }
+    let through = |state: i64| Step::Change(state, Passing::Through);
     let message = CLOSE_MESSAGES.iter().find(|message| message.table == table && message.state == to).map(Step::Close);
+    // A row that is closed, in whichever way, is closed in another way only after it was opened.
+    let is_closed = from.is_some_and(|from| closed_by_table(table).contains(&from));
     match (table, message) {
-        // Only an active quote can be won or closed.
-        ("quote", Some(message)) if from != Some(QUOTE_ACTIVE) => {
-            vec![Step::Change(QUOTE_ACTIVE, Passing::Through), message]
-        }
+        // Only an active quote can be won or closed, and a closed one becomes a draft first.
+        ("quote", Some(message)) if is_closed => vec![through(0), through(QUOTE_ACTIVE), message],
+        ("quote", Some(message)) if from != Some(QUOTE_ACTIVE) => vec![through(QUOTE_ACTIVE), message],
+        (_, Some(message)) if is_closed => vec![through(0), message],
         (_, Some(message)) => vec![message],
+        ("opportunity" | "incident" | "quote" | "salesorder", None) if is_closed && to != 0 => {
+            vec![through(0), arrive]
+        }
         // A closed lead is opened before it is closed in another way.
         ("lead", None) if to != 0 && from.is_some_and(|from| from != 0) => {
-            vec![Step::Change(0, Passing::Through), arrive]
+            vec![through(0), arrive]
         }
-        // Drafts become active by publishing, and only then anything else (section 8.6).
-        ("product", None) if from == Some(PRODUCT_DRAFT) && to == PRODUCT_ACTIVE => vec![PUBLISH],
+        // Drafts and revisions become active by publishing, and drafts only then anything else; a retired product begins anew as
+        // a draft (section 8.6; the way back from there is assumed).
+        ("product", None) if to == PRODUCT_DRAFT => vec![arrive],
+        ("product", None) if to == PRODUCT_ACTIVE => match from {
+            Some(PRODUCT_RETIRED) => vec![through(PRODUCT_DRAFT), PUBLISH],
+            _ => vec![PUBLISH],
+        },
         ("product", None) if from == Some(PRODUCT_DRAFT) => vec![PUBLISH, arrive],
+        ("product", None) if from == Some(PRODUCT_RETIRED) => vec![through(PRODUCT_DRAFT), PUBLISH, arrive],
         _ => vec![arrive],
     }
 }
@@ -115,14 +128,18 @@ pub(super) fn rule(table: &str, definition: &Definition) -> Option<StateRule> {
     let of_kind = |kind: &str| definition.attributes().iter().find(|attribute| attribute.kind() == kind);
     let (state, status) = (of_kind("StateType")?, of_kind("StatusType")?);
     let initial = initial(table, state);
-    let statuses = status.choices().iter().filter(|choice| choice.state == Some(initial));
+    // A close activity may be complete from the start, so no status goes along with its creation; its state is set afterwards.
+    let born = |state: Option<i64>| state == Some(initial) && closes(table).is_none();
+    let statuses = status.choices().iter().filter(|choice| born(choice.state));
     Some(StateRule {
         state: state.logical_name.clone(),
         status: status.logical_name.clone(),
         initial,
-        initial_statuses: statuses.filter_map(|choice| choice.value).collect(),
+        // In which state the service makes a close activity is not known, so its creation names no status.
+        initial_statuses: statuses.filter_map(|choice| choice.value).filter(|_| closes(table).is_none()).collect(),
         closed: closed(table, definition).to_vec(),
         close_table: close_table(table),
+        close_states: CLOSE_MESSAGES.iter().filter(|message| message.table == table).map(|one| one.state).collect(),
         closing_writes: if table == "opportunity" {
             vec![CLOSED_ON.to_string(), CLOSED_VALUE.to_string()]
         } else {
@@ -142,12 +159,18 @@ fn initial(table: &str, state: &Attribute) -> i64 {
 
 /// States whose rows take no changes until they are reopened; most inactive rows do take them (section 6.5).
 fn closed(table: &str, definition: &Definition) -> &'static [i64] {
+    match closed_by_table(table) {
+        [] if definition.is_activity == Some(true) => &[1, 2],
+        own => own,
+    }
+}
+
+fn closed_by_table(table: &str) -> &'static [i64] {
     match table {
         "opportunity" | "incident" => &[1, 2],
         "quote" => &[2, 3],
         "salesorder" => &[2, 3, 4],
         "invoice" => &[1, 2, 3],
-        _ if definition.is_activity == Some(true) => &[1, 2],
         _ => &[],
     }
 }
@@ -172,15 +195,25 @@ mod tests {
         assert_eq!(names("opportunity", 0, 2), ["LoseOpportunity"]);
         assert_eq!(names("opportunity", 2, 0), ["to 0"]);
         assert_eq!(names("opportunity", 1, 1), ["to 1"]);
+        assert_eq!(names("opportunity", 2, 1), ["through 0", "WinOpportunity"]);
         assert_eq!(names("incident", 0, 1), ["CloseIncident"]);
         assert_eq!(names("incident", 0, 2), ["to 2"]);
+        assert_eq!(names("incident", 2, 1), ["through 0", "CloseIncident"]);
+        assert_eq!(names("incident", 1, 2), ["through 0", "to 2"]);
         assert_eq!(names("quote", 0, 1), ["to 1"]);
         assert_eq!(names("quote", 0, 2), ["through 1", "WinQuote"]);
         assert_eq!(names("quote", 1, 3), ["CloseQuote"]);
+        assert_eq!(names("quote", 2, 3), ["through 0", "through 1", "CloseQuote"]);
+        assert_eq!(names("quote", 3, 1), ["through 0", "to 1"]);
+        assert_eq!(names("salesorder", 3, 2), ["through 0", "CancelSalesOrder"]);
         assert_eq!(names("salesorder", 0, 3), ["FulfillSalesOrder"]);
         assert_eq!(names("salesorder", 0, 4), ["to 4"]);
         assert_eq!(names("product", 2, 0), ["PublishProductHierarchy"]);
         assert_eq!(names("product", 2, 1), ["PublishProductHierarchy", "to 1"]);
+        assert_eq!(names("product", 3, 0), ["PublishProductHierarchy"]);
+        assert_eq!(names("product", 1, 0), ["through 2", "PublishProductHierarchy"]);
+        assert_eq!(names("product", 1, 3), ["through 2", "PublishProductHierarchy", "to 3"]);
+        assert_eq!((names("product", 0, 2), names("product", 0, 1)), (vec!["to 2".into()], vec!["to 1".into()]));
         assert_eq!(names("account", 0, 1), ["to 1"]);
     }
 }

@@ -203,11 +203,24 @@ fn closed_states_and_close_activities_belong_to_their_tables() {
     let opportunity = stateful("opportunity", json!({}), &[0, 1, 2]);
     assert_eq!(opportunity.closed, [1, 2]);
     assert_eq!(opportunity.close_table, Some(("opportunityclose".into(), "_opportunityid_value".into())));
+    assert_eq!(opportunity.close_states, [1, 2]);
+    assert_eq!(stateful("incident", json!({}), &[0, 1, 2]).close_states, [1]);
     assert_eq!(stateful("quote", json!({}), &[0, 1, 2, 3]).closed, [2, 3]);
     assert_eq!(stateful("email", json!({"IsActivity": true}), &[0, 1, 2]).closed, [1, 2]);
     assert_eq!(stateful("product", json!({}), &[0, 1, 2, 3]).initial, 2);
     assert_eq!(stateful("lead", json!({}), &[0, 1, 2]).closed, [0_i64; 0]);
     assert!(opportunity.initial_statuses.is_empty());
+}
+
+#[test]
+fn no_status_goes_along_with_the_creation_of_a_close_activity() {
+    let initial = |table: &str| {
+        let options = json!({"OptionSet": {"Options": [{"Value": 1, "State": 0}, {"Value": 2, "State": 1}]}});
+        let state = attribute("statecode", "StateType", "cu", json!({"OptionSet": {"Options": [{"Value": 0}]}}));
+        let attributes = vec![state, attribute("statuscode", "StatusType", "cu", options)];
+        rules(&schema(table, &json!({"IsActivity": true}), attributes)).state.unwrap().initial_statuses
+    };
+    assert_eq!((initial("task"), initial("opportunityclose")), (vec![1], Vec::new()));
 }
 
 #[test]

@@ -2,15 +2,20 @@ use dynavault_model::{RowId, RowKey, TableRef, WriteOptions};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::transitions::parts;
+use crate::transitions::{Less, parts};
 
 const ID: &str = "0fe1c2d3-a4b5-46c7-88d9-eafb0c1d2e3f";
 const CLOSE_ID: &str = "c10se000-a4b5-46c7-88d9-eafb0c1d2e3f";
 
+fn member(attribute: &Value) -> String {
+    let name = attribute["LogicalName"].as_str().unwrap();
+    if attribute["AttributeTypeName"]["Value"] == "LookupType" { format!("_{name}_value") } else { name.into() }
+}
+
 fn table(name: &str, set: &str, key: &str, definition: Value) -> TableSchema {
     let columns = definition["Attributes"].as_array().into_iter().flatten().map(|attribute| dynavault_model::Column {
         name: attribute["LogicalName"].as_str().unwrap().into(),
-        member: attribute["LogicalName"].as_str().unwrap().into(),
+        member: member(attribute),
         kind: attribute["AttributeTypeName"]["Value"].as_str().unwrap_or("StringType").into(),
         secured: false,
     });
@@ -99,6 +104,53 @@ fn a_won_opportunity_is_closed_by_its_message_with_the_captured_activity() {
     assert_eq!((request.as_str(), &body["Status"]), ("POST LoseOpportunity", &json!(-1)));
     let reopened = state(r#"{"statecode":0,"statuscode":1}"#, 1, None, Guard::Present);
     assert_eq!(requests(&opportunity, None, &reopened)[0].0, format!("PATCH opportunities({ID}) if *"));
+}
+
+#[test]
+fn a_close_activity_goes_with_its_lookups_and_its_own_words_about_the_outcome() {
+    let opportunity = table("opportunity", "opportunities", "opportunityid", Value::Null);
+    let attribute = |name: &str, kind: &str| json!({"LogicalName": name, "AttributeTypeName": {"Value": kind}, "IsValidForCreate": true});
+    let lookup = |name: &str, to: &str| json!({"ReferencingAttribute": name, "ReferencedEntity": to, "ReferencingEntityNavigationPropertyName": name});
+    let close = table(
+        "opportunityclose",
+        "opportunitycloses",
+        "activityid",
+        json!({"Attributes": [
+            attribute("activityid", "UniqueidentifierType"),
+            attribute("actualend", "DateTimeType"),
+            attribute("actualrevenue", "MoneyType"),
+            attribute("regardingobjectid", "LookupType"),
+            attribute("opportunityid", "LookupType"),
+            attribute("createdon", "DateTimeType"),
+            attribute("overriddencreatedon", "DateTimeType"),
+        ], "ManyToOneRelationships": [lookup("opportunityid", "opportunity"), lookup("regardingobjectid", "opportunity")]}),
+    );
+    let id = CLOSE_ID.replace("c10se000", "c1050000");
+    let captured = |end: &str, revenue: &str| {
+        format!(
+            r#"{{"activityid":"{id}","actualend":"{end}","actualrevenue":{revenue},"overriddencreatedon":"2019-03-01T08:00:00Z","_opportunityid_value":"{ID}","_regardingobjectid_value":"{ID}","_regardingobjectid_value@Microsoft.Dynamics.CRM.lookuplogicalname":"opportunity"}}"#
+        )
+    };
+    let body = |close_row: &str| {
+        let set = r#"{"statecode":1,"statuscode":3,"actualclosedate":"2019-03-01","actualvalue":10.5000}"#;
+        let row = state(set, 0, Some(close_row), Guard::Present);
+        requests(&opportunity, Some(&close), &row).remove(0).1["OpportunityClose"].clone()
+    };
+    let alike = body(&captured("2019-03-01T17:30:00Z", "10.50"));
+    assert_eq!(alike["actualend"], "2019-03-01T17:30:00Z");
+    assert_eq!(alike["regardingobjectid@odata.bind"], format!("/opportunities({ID})"));
+    assert_eq!(alike["overriddencreatedon"], "2019-03-01T08:00:00Z");
+    // The service copies what the activity says into the row, so the row's own values count.
+    let otherwise = body(&captured("2019-04-01T17:30:00Z", "11"));
+    assert_eq!((&otherwise["actualend"], &otherwise["actualrevenue"]), (&json!("2019-03-01T00:00:00Z"), &json!(10.5)));
+
+    let whole = captured("2019-03-01T17:30:00Z", "1");
+    let reduced = |less| crate::transitions::reduced(&close, whole.as_bytes(), less).unwrap();
+    assert_eq!(reduced(Less::Owner), None, "it has none");
+    let without = String::from_utf8(reduced(Less::Lookups).unwrap()).unwrap();
+    assert!(!without.contains("_value") && without.contains("overriddencreatedon"), "{without}");
+    let least = String::from_utf8(reduced(Less::CreationTime).unwrap()).unwrap();
+    assert_eq!(least, format!(r#"{{"activityid":"{id}","actualend":"2019-03-01T17:30:00Z","actualrevenue":1}}"#));
 }
 
 #[test]

@@ -5,7 +5,11 @@ use std::collections::HashSet;
 use globset::Glob;
 use url::Url;
 
-use super::{Config, ConfigError, CredentialConfig, EnvironmentConfig, JobConfig, Text, TokenStoreKind};
+use dynavault_model::Diagnose;
+use dynavault_store::{VaultLocation, parse_vault_url};
+use dynavault_vault::Recipients;
+
+use super::{Config, ConfigError, CredentialConfig, EnvironmentConfig, JobConfig, Text, TokenStoreKind, schedule};
 
 /// The known word nearest to a mistyped one, if one is near.
 pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
@@ -39,6 +43,11 @@ pub(super) fn explain(text: &str, error: &toml::de::Error) -> String {
 
 fn sense(message: impl Into<String>, remedy: impl Into<String>) -> ConfigError {
     ConfigError::Sense { message: message.into(), remedy: remedy.into() }
+}
+
+/// What another part says of a value of ours.
+fn told(what: &str, error: &(impl Diagnose + 'static)) -> ConfigError {
+    sense(format!("{what}: {}", dynavault_model::chain(error)), error.remedy().unwrap_or_default())
 }
 
 fn is_loopback(url: &Url) -> bool {
@@ -88,16 +97,7 @@ impl Config {
         unique("profile", self.profiles.iter().map(|profile| profile.name.as_str()))?;
         unique("environment", self.environments.iter().map(|environment| environment.name.as_str()))?;
         unique("job", self.jobs.iter().map(|job| job.name.as_str()))?;
-        check_text_address("vault.endpoint", self.vault.endpoint.as_ref())?;
-        if let Text::Plain(url) = &self.vault.url
-            && !url.starts_with("file://")
-            && !url.starts_with("azblob://")
-        {
-            return Err(sense(
-                format!("vault.url: {url:?} is neither file:///PATH nor azblob://ACCOUNT/CONTAINER/PREFIX"),
-                "see the example configuration",
-            ));
-        }
+        self.check_vault()?;
         if self.limits.memory_mib < 32 {
             return Err(sense("limits.memory_mib is below 32", "a backup needs at least 32 MiB, better 256"));
         }
@@ -122,16 +122,42 @@ impl Config {
         self.jobs.iter().try_for_each(|job| self.check_job(job))
     }
 
+    /// What is written by reference is checked when it is used.
+    fn check_vault(&self) -> Result<(), ConfigError> {
+        let vault = &self.vault;
+        check_text_address("vault.endpoint", vault.endpoint.as_ref())?;
+        let endpoint = match &vault.endpoint {
+            Some(Text::Plain(text)) => Some(text.as_str()),
+            _ => None,
+        };
+        if let Text::Plain(url) = &vault.url {
+            let location = parse_vault_url(url, endpoint).map_err(|error| told("vault.url", &error))?;
+            if matches!(location, VaultLocation::Azure(_)) && vault.auth.is_none() {
+                return Err(sense(
+                    "vault.auth is missing: a vault in Azure Blob needs a credential",
+                    "for example auth = { kind = \"sas\", token = { env = \"VAULT_SAS\" } }",
+                ));
+            }
+        }
+        for recipient in &vault.recipients {
+            if let Text::Plain(text) = recipient {
+                Recipients::parse(std::slice::from_ref(text)).map_err(|error| told("vault.recipients", &error))?;
+            }
+        }
+        Ok(())
+    }
+
     fn check_tokens(&self) -> Result<(), ConfigError> {
-        if self.tokens.store == TokenStoreKind::Keyring {
+        let store = self.tokens.store();
+        if store == TokenStoreKind::Keyring && self.tokens.key.is_some() {
             return Err(sense(
-                "tokens.store: this version has no keyring store",
-                "use store = \"file\" with a key from a file or a variable",
+                "tokens.key seals files, and tokens.store is \"keyring\", which holds a key of its own",
+                "take the key away, or use store = \"file\"",
             ));
         }
         let person = self.profiles.iter().find(|profile| matches!(profile.credential, CredentialConfig::Delegated {}));
         if let Some(profile) = person
-            && self.tokens.store == TokenStoreKind::File
+            && store == TokenStoreKind::File
             && self.tokens.key.is_none()
         {
             return Err(sense(
@@ -195,9 +221,9 @@ impl Config {
         self.environment(&job.environment).map_err(|_| {
             sense(format!("job {name}: there is no environment {:?}", job.environment), "name a configured one")
         })?;
-        if job.schedule.split_whitespace().count() != 5 {
+        if let Some(fault) = schedule::fault(&job.schedule) {
             return Err(sense(
-                format!("job {name}: the schedule {:?} does not have five fields", job.schedule),
+                format!("job {name}: the schedule {:?} cannot be understood: {fault}", job.schedule),
                 "minute hour day month weekday, e.g. \"0 * * * *\"",
             ));
         }
@@ -208,7 +234,7 @@ impl Config {
             ));
         }
         if let Some(span) = &job.full_every
-            && span.parse::<jiff::Span>().is_err()
+            && !span.parse::<jiff::Span>().is_ok_and(jiff::Span::is_positive)
         {
             return Err(sense(format!("job {name}: full_every {span:?} is not a span"), "write for example \"30d\""));
         }
@@ -252,9 +278,77 @@ mod tests {
     fn plain_http_is_for_this_machine_only() {
         for (url, ok) in [("http://127.0.0.1:1", true), ("http://localhost:1", true), ("http://contoso.example", false)]
         {
-            let text = format!("[vault]\nurl = \"azblob://a/c\"\nendpoint = \"{url}\"\n");
+            let text = format!(
+                "[vault]\nurl = \"azblob://acct/vault\"\nendpoint = \"{url}\"\nauth = {{ kind = \"managed-identity\" }}\n"
+            );
             assert_eq!(parse(&text).is_ok(), ok, "{url}");
         }
+    }
+
+    #[test]
+    fn a_vault_that_cannot_be_used_is_found_before_it_is_used() {
+        let vault = |lines: &str| parse(&format!("[vault]\n{lines}\n"));
+        assert!(vault("url=\"azblob://acct/vault\"\nauth={kind=\"azure-cli\"}").is_ok());
+        for (lines, said) in [
+            ("url=\"file://relative/vault\"", "vault.url: "),
+            ("url=\"/var/lib/vault\"", "vault.url: "),
+            ("url=\"s3://bucket\"", "neither file nor azblob"),
+            ("url=\"azblob://acct/vault\"", "vault.auth is missing"),
+            ("url=\"file:///v\"\nendpoint=\"https://x.example\"", "a folder has no endpoint"),
+            ("url=\"file:///v\"\nrecipients=[\"age1nobody\"]", "is not an age recipient"),
+        ] {
+            let error = vault(lines).unwrap_err();
+            assert!(error.contains(said) && !error.ends_with("/ "), "{lines}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_job_that_never_could_run_is_refused() {
+        let job = |more: &str| {
+            parse(&format!(
+                "{VAULT}[[profile]]\nname=\"p\"\nkind=\"ce\"\ntenant=\"t\"\nclient_id=\"c\"\ncredential={{kind=\"managed-identity\"}}\n\
+                 [[environment]]\nname=\"prod\"\nkind=\"ce\"\nurl=\"https://x.example\"\nprofiles=[\"p\"]\n\
+                 [[job]]\nname=\"j\"\nenvironment=\"prod\"\n{more}\n"
+            ))
+        };
+        assert!(job("schedule=\"0 * * * *\"\nfull_every=\"30d\"").is_ok());
+        for more in [
+            "schedule=\"99 * * * *\"",
+            "schedule=\"hourly\"",
+            "schedule=\"0 * * * *\"\nfull_every=\"-3d\"",
+            "schedule=\"0 * * * *\"\nfull_every=\"0d\"",
+            "schedule=\"0 * * * *\"\ntimezone=\"Mars/Base\"",
+        ] {
+            assert!(job(more).unwrap_err().contains("job j: "), "{more}");
+        }
+    }
+
+    #[test]
+    fn any_string_may_be_written_by_reference() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            format!("{{ file = {:?} }}", path.display().to_string())
+        };
+        let (name, profile, glob) = (file("name", "prod\n"), file("profile", "app\n"), file("glob", "acc*\n"));
+        let (schedule, empty) = (file("schedule", "0 3 * * *\n"), file("empty", " \n"));
+        let text = |name: &str| {
+            format!(
+                "{VAULT}[[profile]]\nname={profile}\nkind=\"ce\"\ntenant=\"t\"\nclient_id=\"c\"\ncredential={{kind=\"managed-identity\"}}\n\
+                 [[environment]]\nname={name}\nkind=\"ce\"\nurl=\"https://x.example\"\nprofiles=[{profile}]\ninclude=[{glob}]\n\
+                 [[job]]\nname=\"j\"\nenvironment={name}\nschedule={schedule}\n"
+            )
+        };
+        let config = parse(&text(&name)).unwrap();
+        let environment = &config.environments[0];
+        assert_eq!(environment.name, "prod");
+        assert_eq!((&environment.profiles[..], &environment.include[..]), (&["app".into()][..], &["acc*".into()][..]));
+        assert_eq!((&config.profiles[0].name, &config.jobs[0].schedule), (&"app".into(), &"0 3 * * *".into()));
+        let error = parse(&text("{ env = \"DYNAVAULT_NOT_SET\" }")).unwrap_err();
+        assert!(error.contains("line 10: ") && error.contains("DYNAVAULT_NOT_SET is not set"), "{error}");
+        let error = parse(&text(&empty)).unwrap_err();
+        assert!(error.contains("it is empty"), "{error}");
     }
 
     #[test]
@@ -264,11 +358,14 @@ mod tests {
                 "{VAULT}{tokens}[[profile]]\nname=\"me\"\nkind=\"ce\"\ntenant=\"t\"\nclient_id=\"c\"\ncredential={{kind=\"delegated\"}}\n"
             )
         };
-        let error = parse(&text("")).unwrap_err();
+        let error = parse(&text("[tokens]\nstore=\"file\"\n")).unwrap_err();
         assert!(error.contains("profile me") && error.contains("[tokens]"), "{error}");
         assert!(parse(&text("[tokens]\nkey={file=\"/k\"}\n")).is_ok());
         assert!(parse(&text("[tokens]\nstore=\"memory\"\n")).is_ok());
-        assert!(parse(&text("[tokens]\nstore=\"keyring\"\n")).unwrap_err().contains("tokens.store"));
+        // The keyring holds a key of its own, and is what counts where nothing else is said.
+        assert!(parse(&text("")).is_ok() && parse(&text("[tokens]\nstore=\"keyring\"\n")).is_ok());
+        let both = parse(&text("[tokens]\nstore=\"keyring\"\nkey={file=\"/k\"}\n")).unwrap_err();
+        assert!(both.contains("tokens.store") && both.contains("tokens.key"), "{both}");
         let error = parse(&text("[tokens]\nkey=\"hunter2hunter2\"\n")).unwrap_err();
         assert!(error.contains("must not be written") && !error.contains("hunter2"), "{error}");
         assert!(parse(&text("[tokens]\nkye={file=\"/k\"}\n")).unwrap_err().contains("did you mean `key`"));

@@ -5,6 +5,7 @@
 
 mod check;
 mod profile;
+mod schedule;
 mod text;
 
 use std::path::{Path, PathBuf};
@@ -59,7 +60,7 @@ pub enum ConfigError {
         remedy: String,
     },
     /// A referenced environment variable is not set.
-    #[error("{what}: environment variable {name} is not set")]
+    #[error("{what}: environment variable {name} is not set or empty")]
     MissingVariable {
         /// The setting.
         what: String,
@@ -181,6 +182,7 @@ pub enum AuthConfig {
         /// Application id; default from the usual webhook's environment.
         client_id: Option<Text>,
         /// File of the federated token.
+        #[serde(default, deserialize_with = "text::now_if_any")]
         token_file: Option<PathBuf>,
     },
     /// Managed identity of the machine.
@@ -240,23 +242,26 @@ pub enum EnvironmentKind {
 #[serde(deny_unknown_fields)]
 pub struct EnvironmentConfig {
     /// Name; also the folder in the vault.
+    #[serde(deserialize_with = "text::now")]
     pub name: String,
     /// Family of services.
     pub kind: EnvironmentKind,
     /// Address.
     pub url: Text,
     /// Profiles that read it; several application users raise the service limits.
+    #[serde(deserialize_with = "text::all_now")]
     pub profiles: Vec<String>,
     /// A separate identity that may write.
+    #[serde(default, deserialize_with = "text::now_if_any")]
     pub restore_profile: Option<String>,
     /// Globs of tables to protect.
-    #[serde(default = "everything")]
+    #[serde(default = "everything", deserialize_with = "text::all_now")]
     pub include: Vec<String>,
     /// Globs of tables to leave out.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "text::all_now")]
     pub exclude: Vec<String>,
     /// Companies (UO only).
-    #[serde(default)]
+    #[serde(default, deserialize_with = "text::all_now")]
     pub companies: Vec<String>,
     /// Texts of choices and dates as a person sees them.
     #[serde(default)]
@@ -286,15 +291,19 @@ fn in_flight() -> u32 {
 #[serde(deny_unknown_fields)]
 pub struct JobConfig {
     /// Name.
+    #[serde(deserialize_with = "text::now")]
     pub name: String,
     /// Environment.
+    #[serde(deserialize_with = "text::now")]
     pub environment: String,
     /// Five-field cron.
+    #[serde(deserialize_with = "text::now")]
     pub schedule: String,
     /// Time zone of the schedule.
-    #[serde(default = "utc")]
+    #[serde(default = "utc", deserialize_with = "text::now")]
     pub timezone: String,
     /// How often everything is read again.
+    #[serde(default, deserialize_with = "text::now_if_any")]
     pub full_every: Option<String>,
     /// What happens when the run before is still going on.
     #[serde(default)]
@@ -344,11 +353,17 @@ pub struct Loaded {
     pub config: Config,
 }
 
+/// A folder of the user: what the variable names, else the usual one below the home folder. The base directory specification
+/// wants variables that are empty or relative ignored.
+pub(crate) fn user_folder(variable: &str, usual: &str) -> Option<PathBuf> {
+    let named = |variable: &str| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    named(variable).or_else(|| named("HOME").map(|home| home.join(usual)))
+}
+
 /// Places that are looked at when none is named, in order.
 pub fn candidates() -> Vec<PathBuf> {
     let mut places = vec![PathBuf::from("dynavault.toml")];
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config"));
-    if let Some(folder) = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).or_else(home) {
+    if let Some(folder) = user_folder("XDG_CONFIG_HOME", ".config") {
         places.push(folder.join("dynavault").join("dynavault.toml"));
     }
     places.push(PathBuf::from("/etc/dynavault/dynavault.toml"));
@@ -356,12 +371,15 @@ pub fn candidates() -> Vec<PathBuf> {
 }
 
 impl Config {
-    /// Reads and checks a file; without a path, the first of [`candidates`] that exists.
+    /// Reads and checks a file; without a path, the first of [`candidates`] that exists. A link that leads nowhere exists: to
+    /// pass over it would be to work with another file than the one that was meant.
     pub fn load(path: Option<&Path>) -> Result<Loaded, ConfigError> {
         let path = match path {
             Some(path) => path.to_path_buf(),
-            None => candidates().into_iter().find(|place| place.exists()).ok_or_else(|| ConfigError::NotFound {
-                looked: candidates().iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", "),
+            None => candidates().into_iter().find(|place| place.symlink_metadata().is_ok()).ok_or_else(|| {
+                ConfigError::NotFound {
+                    looked: candidates().iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", "),
+                }
             })?,
         };
         let shown = path.display().to_string();

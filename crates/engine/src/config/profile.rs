@@ -12,6 +12,7 @@ use super::{EnvironmentKind, Secret, Text};
 #[serde(deny_unknown_fields)]
 pub struct ProfileConfig {
     /// Name, used by environments.
+    #[serde(deserialize_with = "super::text::now")]
     pub name: String,
     /// Family of services.
     pub kind: EnvironmentKind,
@@ -49,6 +50,7 @@ pub enum CredentialConfig {
     /// Federated token of a Kubernetes service account.
     WorkloadIdentity {
         /// File of the federated token.
+        #[serde(default, deserialize_with = "super::text::now_if_any")]
         token_file: Option<PathBuf>,
     },
     /// Managed identity of the machine.
@@ -80,23 +82,31 @@ impl CredentialConfig {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokensConfig {
-    /// Which store is in force. Nothing falls back to another one.
-    #[serde(default)]
-    pub store: TokenStoreKind,
+    /// Which store is in force; see [`TokensConfig::store`].
+    store: Option<TokenStoreKind>,
     /// The secret that seals the files.
     pub key: Option<Secret>,
     /// Folder of the files; beside the catalog when left out.
     pub path: Option<Text>,
 }
 
+impl TokensConfig {
+    /// Which store is in force: the one that is named, else sealed files where there is a key for them, else the keyring.
+    /// It follows from the configuration alone and never from what answers today, so a job without a desktop session
+    /// does not look for a sign-in in another place than the person left it.
+    pub fn store(&self) -> TokenStoreKind {
+        let unnamed = if self.key.is_some() { TokenStoreKind::File } else { TokenStoreKind::Keyring };
+        self.store.unwrap_or(unnamed)
+    }
+}
+
 /// `store` of `[tokens]`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TokenStoreKind {
     /// Sealed files.
-    #[default]
     File,
-    /// The keyring of the operating system; refused by this version.
+    /// The keyring of the operating system.
     Keyring,
     /// Until the process ends.
     Memory,

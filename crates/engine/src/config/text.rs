@@ -24,13 +24,42 @@ pub enum Text {
     File(PathBuf),
 }
 
+/// Reads a string that is needed as soon as the file is read (names, patterns, schedules), written out or by reference.
+pub(super) fn now<'de, D: Deserializer<'de>, T: From<String>>(deserializer: D) -> Result<T, D::Error> {
+    let text = Text::deserialize(deserializer)?;
+    let read = text.resolve("a value by reference");
+    read.map(T::from).map_err(|error| de::Error::custom(dynavault_model::chain(&error)))
+}
+
+/// What [`now`] reads, in lists and where it may be left out.
+struct Now<T>(T);
+
+impl<'de, T: From<String>> Deserialize<'de> for Now<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        now(deserializer).map(Self)
+    }
+}
+
+/// [`now`], where it may be left out.
+pub(super) fn now_if_any<'de, D: Deserializer<'de>, T: From<String>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    Ok(Option::<Now<T>>::deserialize(deserializer)?.map(|now| now.0))
+}
+
+/// [`now`], for a list.
+pub(super) fn all_now<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    Ok(Vec::<Now<String>>::deserialize(deserializer)?.into_iter().map(|now| now.0).collect())
+}
+
 impl Text {
     /// The text itself.
     pub fn resolve(&self, what: &str) -> Result<String, ConfigError> {
         match self {
             Self::Plain(text) => Ok(text.clone()),
-            Self::Env(name) => std::env::var(name)
-                .map_err(|_| ConfigError::MissingVariable { what: what.to_string(), name: name.clone() }),
+            Self::Env(name) => match std::env::var(name) {
+                // A line end is what `echo` leaves behind, in a variable as in a file.
+                Ok(text) if !text.trim().is_empty() => Ok(text.trim_end_matches(['\r', '\n']).to_string()),
+                _ => Err(ConfigError::MissingVariable { what: what.to_string(), name: name.clone() }),
+            },
             Self::File(path) => {
                 let failed = |source| ConfigError::MissingFile {
                     what: what.to_string(),
@@ -41,7 +70,10 @@ impl Text {
                 if size > FILE_BYTES_MAX {
                     return Err(failed(std::io::Error::other("it is too large for a value")));
                 }
-                Ok(std::fs::read_to_string(path).map_err(failed)?.trim().to_string())
+                match std::fs::read_to_string(path).map_err(failed)?.trim() {
+                    "" => Err(failed(std::io::Error::other("it is empty"))),
+                    text => Ok(text.to_string()),
+                }
             }
         }
     }

@@ -181,7 +181,9 @@ fn of_profile(check: &ProfileCheck) -> Vec<CheckLine> {
     let who = check.signed_in_as.name.as_ref().or(check.signed_in_as.id.as_ref());
     let tenant = check.tenant.name.as_ref().unwrap_or(&check.tenant.id);
     let who = who.map_or_else(String::new, |who| format!(" as {who}"));
-    let mut lines = vec![CheckLine::ok("sign-in", profile, format!("{}{who}, tenant {tenant}", check.mode.name()))];
+    let kept = check.signed_in_as.store.as_ref().map_or_else(String::new, |store| format!(", kept in {store}"));
+    let mut lines =
+        vec![CheckLine::ok("sign-in", profile, format!("{}{who}, tenant {tenant}{kept}", check.mode.name()))];
     let count = |state| check.permissions.iter().filter(|line| line.state == state).count();
     let missing: Vec<String> = check.missing().map(|line| format!("{} {}", line.api, line.permission)).collect();
     let found = format!(
@@ -205,9 +207,14 @@ fn of_profile(check: &ProfileCheck) -> Vec<CheckLine> {
                 CheckLine::failed("environment", subject, &Failure::new(fault, message, line.remedy.clone()))
             }
             None if line.state == "ok" => {
-                let organization = line.organization.as_deref().unwrap_or("an organization without a name");
-                let user = line.user.as_deref().unwrap_or("unknown");
-                CheckLine::ok("environment", subject, format!("{organization}, we are user {user}"))
+                let found = if let (Some(companies), Some(entities)) = (line.companies, line.data_entities) {
+                    format!("{companies} companies, {entities} data entities")
+                } else {
+                    let organization = line.organization.as_deref().unwrap_or("an organization without a name");
+                    let user = line.user.as_deref().unwrap_or("unknown");
+                    format!("{organization}, we are user {user}")
+                };
+                CheckLine::ok("environment", subject, found)
             }
             None => {
                 CheckLine::warning("environment", subject, message, format!("see `dynavault profile check {profile}`"))

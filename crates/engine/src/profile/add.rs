@@ -155,13 +155,14 @@ mod tests {
     fn what_would_not_be_accepted_is_not_written() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("dynavault.toml");
-        std::fs::write(&path, BEFORE).unwrap();
-        // Nothing says where the sign-in of a person would be kept.
+        let before = format!("{BEFORE}\n[tokens]\nstore = \"file\"\n");
+        std::fs::write(&path, &before).unwrap();
+        // Nothing says with what the sign-in of a person would be sealed.
         let person = NewProfile { credential: vec![("kind", Reference::Plain("delegated".into()))], ..profile("me") };
         let failure = add_profile(&loaded(folder.path()), &person).unwrap_err();
         assert!(failure.remedy().unwrap().contains("[tokens]"));
         let unknown = NewProfile { cloud: Some("mars".into()), ..profile("far") };
         assert!(add_profile(&loaded(folder.path()), &unknown).is_err());
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), BEFORE);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
     }
 }

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::assemble::{Engine, resource_of};
 use crate::config::{EnvironmentConfig, EnvironmentKind, ProfileConfig};
 use crate::failure::Failure;
+use crate::finance::Finance;
 use crate::graph::{AppCredential, Graph, GraphError};
 use crate::profile::judge::{Carried, Directory, Evidence, excess, judge};
 use crate::profile::report::{
@@ -162,6 +163,10 @@ impl Checker<'_> {
                 kind: if is_person { "user" } else { "application" },
                 id: found.person.or(object_id),
                 name: found.name,
+                store: match &self.identity.credential {
+                    Credential::Delegated { store } => Some(store.describe()),
+                    _ => None,
+                },
             },
             permissions,
             environments: lines,
@@ -216,6 +221,8 @@ impl Checker<'_> {
             state: "not-probed",
             user: None,
             organization: None,
+            companies: None,
+            data_entities: None,
             message: None,
             remedy: None,
             fault: None,
@@ -231,8 +238,7 @@ impl Checker<'_> {
             return line;
         }
         if environment.kind == EnvironmentKind::Uo {
-            line.message = Some("this version does not read environments of kind uo".to_string());
-            return line;
+            return self.probe_finance(environment, fetched, line).await;
         }
         let source = match self.engine.source_as(environment, fetched.tokens) {
             Ok(source) => source,
@@ -249,6 +255,42 @@ impl Checker<'_> {
                 ..line
             },
             Err(error) => failed_line(line, error.into()),
+        }
+    }
+
+    /// Whether an environment of Unified Operations takes us in. This version does not read any, so only a refusal counts;
+    /// whatever else keeps the probe from succeeding is told and changes nothing.
+    async fn probe_finance(
+        &mut self,
+        environment: &EnvironmentConfig,
+        fetched: Fetched,
+        line: EnvironmentLine,
+    ) -> EnvironmentLine {
+        let resource = match resource_of(environment) {
+            Ok(resource) => resource,
+            Err(failure) => return failed_line(line, failure),
+        };
+        let finance = Finance::new(&resource, fetched.tokens, Arc::clone(self.engine.clock()), self.cancel.clone());
+        let finance = match finance {
+            Ok(finance) => finance,
+            Err(error) => return failed_line(line, error.into()),
+        };
+        let answered = finance.look().await;
+        self.compare_clock(format!("environment {}", environment.name), finance.service_time());
+        match answered {
+            Ok(offer) => {
+                self.warnings.extend(offer.lacking(&environment.name, &environment.companies));
+                EnvironmentLine {
+                    state: "ok",
+                    companies: Some(offer.companies.len() as u64),
+                    data_entities: Some(offer.data_entities),
+                    ..line
+                }
+            }
+            Err(error) if matches!(error.kind(), FaultKind::SignIn | FaultKind::Cancelled) => {
+                failed_line(line, error.into())
+            }
+            Err(error) => EnvironmentLine { message: Some(dynavault_model::chain(&error)), ..line },
         }
     }
 

@@ -123,16 +123,17 @@ impl Engine {
     /// Where sign-ins of people are kept, as configured. Makes the folder.
     pub(crate) fn token_store(&self) -> Result<Arc<dyn TokenStore>, Failure> {
         let tokens = &self.config().tokens;
-        match (tokens.store, &tokens.key) {
+        match (tokens.store(), &tokens.key) {
             (TokenStoreKind::Memory, _) => Ok(self.sign_ins_in_memory()),
+            (TokenStoreKind::Keyring, _) => Ok(Arc::new(FileTokenStore::with_keyring(self.sign_in_folder()?)?)),
             (TokenStoreKind::File, Some(key)) => {
                 let key = key.resolve("tokens.key")?;
                 Ok(Arc::new(FileTokenStore::open(self.sign_in_folder()?, &key)?))
             }
-            // The check of the configuration refuses both before anything is done.
-            (TokenStoreKind::File | TokenStoreKind::Keyring, _) => Err(Failure::usage(
-                "there is no place where sign-ins of people could be kept",
-                "write [tokens] with store = \"file\" and key = { file = \"PATH\" }",
+            // The check of the configuration refuses it before anything is done.
+            (TokenStoreKind::File, None) => Err(Failure::usage(
+                "there is no key that would seal sign-ins of people",
+                "write [tokens] with key = { file = \"PATH\" }, or store = \"keyring\"",
             )),
         }
     }
@@ -173,7 +174,7 @@ mod tests {
     /// An engine over a profile of a cloud, an environment and a vault in Azure.
     fn engine(cloud: &str, environment: &str) -> Engine {
         let text = format!(
-            "[vault]\nurl = \"azblob://contoso/vault\"\ncloud = \"{cloud}\"\n[catalog]\npath = \"/state/catalog.db\"\n\
+            "[vault]\nurl = \"azblob://contoso/vault\"\ncloud = \"{cloud}\"\nauth = {{ kind = \"managed-identity\" }}\n[catalog]\npath = \"/state/catalog.db\"\n\
              [[profile]]\nname = \"p\"\nkind = \"ce\"\ntenant = \"t\"\nclient_id = \"c\"\ncredential = {{ kind = \"managed-identity\" }}\n\
              cloud = \"{cloud}\"\n[[environment]]\nname = \"e\"\nkind = \"ce\"\nurl = \"https://{environment}/main.aspx\"\nprofiles = [\"p\"]\n"
         );

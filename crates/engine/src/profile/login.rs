@@ -124,6 +124,17 @@ fn of_store(error: StoreError) -> Failure {
     error.into()
 }
 
+/// Uses a store, which blocks: it writes files, and asks a keyring that may ask a person.
+async fn in_store<T: Send + 'static>(
+    store: &Arc<dyn TokenStore>,
+    account: &AccountKey,
+    work: impl FnOnce(&dyn TokenStore, &AccountKey) -> Result<T, StoreError> + Send + 'static,
+) -> Result<Result<T, StoreError>, Failure> {
+    let (store, account) = (Arc::clone(store), account.clone());
+    let done = tokio::task::spawn_blocking(move || work(&*store, &account)).await;
+    done.map_err(|error| Failure::new(FaultKind::Failed, format!("the store of sign-ins broke: {error}"), None))
+}
+
 impl Engine {
     fn person_identity(&self, name: &str) -> Result<AppIdentity, Failure> {
         let profile = self.profile(name)?;
@@ -147,10 +158,19 @@ impl Engine {
         let scope = self.first_scope(self.profile(&request.profile)?)?;
         let account = AccountKey::of(&identity);
         let store = self.token_store()?;
-        let before = match store.load(&account) {
+        let look = |store: &dyn TokenStore, account: &AccountKey| {
+            // Before a person is bothered.
+            store.prepare()?;
+            store.load(account)
+        };
+        let before = match in_store(&store, &account, look).await? {
             Ok(before) => before,
             // An entry that cannot be read is replaced, unless it matters whose it is.
-            Err(StoreError::Corrupt { .. } | StoreError::Version { .. }) if request.person == LoginAs::Anybody => None,
+            Err(StoreError::Corrupt { .. } | StoreError::Version { .. } | StoreError::KeyGone { .. })
+                if request.person == LoginAs::Anybody =>
+            {
+                None
+            }
             Err(error) => return Err(of_store(error)),
         };
         let staging = Arc::new(MemoryTokenStore::default());
@@ -236,7 +256,7 @@ impl PendingLogin<'_> {
         let clock = engine.clock();
         let start = clock.elapsed();
         let lock = loop {
-            match store.try_lock(&account).map_err(of_store)? {
+            match in_store(&store, &account, |store, account| store.try_lock(account)).await?.map_err(of_store)? {
                 Some(lock) => break lock,
                 None if clock.elapsed().saturating_sub(start) >= LOCK_WAIT_MAX => {
                     let seconds = LOCK_WAIT_MAX.as_secs();
@@ -245,9 +265,12 @@ impl PendingLogin<'_> {
                 None => clock.sleep(LOCK_PAUSE).await,
             }
         };
-        // A small file; the person has waited longer for the page.
-        store.save(&account, &fresh).map_err(of_store)?;
-        drop(lock);
+        let keep = move |store: &dyn TokenStore, account: &AccountKey| {
+            let kept = store.save(account, &fresh);
+            drop(lock);
+            kept
+        };
+        in_store(&store, &account, keep).await?.map_err(of_store)?;
         Ok(LoginEnd {
             profile,
             tenant: signed_in.tenant,

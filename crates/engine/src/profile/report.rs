@@ -100,6 +100,8 @@ pub struct SignedInAs {
     pub id: Option<String>,
     /// Name for people.
     pub name: Option<String>,
+    /// Where the sign-in of a person is kept.
+    pub store: Option<String>,
 }
 
 /// How an environment took us in.
@@ -113,6 +115,10 @@ pub struct EnvironmentLine {
     pub user: Option<String>,
     /// Name of the organization, where it tells.
     pub organization: Option<String>,
+    /// Companies that may be seen, in Unified Operations.
+    pub companies: Option<u64>,
+    /// Data entities that are offered, in Unified Operations.
+    pub data_entities: Option<u64>,
     /// What went wrong.
     pub message: Option<String>,
     /// What the operator can do.

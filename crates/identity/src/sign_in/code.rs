@@ -54,7 +54,8 @@ impl SignIn {
         let redirect = format!("http://localhost:{}", loopback.port());
         let verifier = verifier();
         let (state, nonce) = (random_text(), random_text());
-        let mut url = below(&self.identity.authority, &[&self.identity.tenant, "oauth2", "v2.0", "authorize"]);
+        let tenant = endpoint.tenant().await.map_err(|refusal| refusal.cause)?;
+        let mut url = below(&self.identity.authority, &[tenant, "oauth2", "v2.0", "authorize"]);
         {
             let mut query = url.query_pairs_mut();
             query
@@ -127,7 +128,8 @@ impl CodeSignIn {
             form = form.with("claims", &claims);
         }
         // One try: a code works once, and a broken connection does not tell whether it did (section 4.4).
-        let asking = endpoint.token(&endpoint.asked.tenant, form);
+        let tenant = endpoint.tenant().await.map_err(|refusal| refusal.cause)?;
+        let asking = endpoint.token(tenant, form);
         let granted = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(SignInError::Cancelled { profile }),

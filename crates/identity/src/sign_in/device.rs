@@ -61,7 +61,8 @@ impl SignIn {
     pub async fn begin_device(&self, scope: &str) -> Result<DeviceSignIn, SignInError> {
         let endpoint = self.endpoint(scope)?;
         let claims = self.claims_noted().await?;
-        let url = below(&self.identity.authority, &[&self.identity.tenant, "oauth2", "v2.0", "devicecode"]);
+        let tenant = endpoint.tenant().await.map_err(|refusal| refusal.cause)?;
+        let url = below(&self.identity.authority, &[tenant, "oauth2", "v2.0", "devicecode"]);
         let form = Form::default()
             .with("client_id", &endpoint.asked.client_id)
             .with("scope", &format!("{scope} {IDENTITY_SCOPES}"));
@@ -104,6 +105,7 @@ impl DeviceSignIn {
         let Self { sign_in, endpoint, device_code, claims, life, deadline, mut interval, .. } = self;
         let profile = sign_in.profile();
         let clock = endpoint.clock();
+        let tenant = endpoint.tenant().await.map_err(|refusal| refusal.cause)?;
         let mut pause = interval;
         // Ends at the latest when the code does: each turn waits at least a second.
         loop {
@@ -126,7 +128,7 @@ impl DeviceSignIn {
             let asked = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Err(SignInError::Cancelled { profile }),
-                asked = endpoint.token(&endpoint.asked.tenant, form) => asked,
+                asked = endpoint.token(tenant, form) => asked,
             };
             let refusal = match asked {
                 Ok(granted) => return sign_in.keep(&endpoint, granted, None).await,

@@ -204,7 +204,10 @@ impl SignIn {
                 Ok(entry.and_then(|entry| entry.claims_wanted).and_then(|claims| ClaimsChallenge::from_json(&claims.0)))
             }
             Err(TokenError::Store { source, .. })
-                if matches!(*source, StoreError::Corrupt { .. } | StoreError::Version { .. }) =>
+                if matches!(
+                    *source,
+                    StoreError::Corrupt { .. } | StoreError::Version { .. } | StoreError::KeyGone { .. }
+                ) =>
             {
                 Ok(None)
             }
@@ -217,7 +220,8 @@ impl SignIn {
         let now = endpoint.service_now();
         let Granted { issued, refresh_token, id_token, scope } = granted;
         let id_token = id_token.ok_or_else(|| self.answer("it has no identity token"))?;
-        let person = self.person(&id_token, nonce, now)?;
+        let tenant = endpoint.tenant().await.map_err(|refusal| refusal.cause)?;
+        let person = self.person(&id_token, nonce, now, tenant)?;
         let expected = Expected {
             tenant: Some(&person.tenant),
             app: Some(&self.identity.client_id),
@@ -243,7 +247,13 @@ impl SignIn {
 
     /// Who the identity token names (section 4.4). It came straight from the token endpoint over TLS, so its signature
     /// need not be checked (OpenID Connect Core, 3.1.3.7).
-    fn person(&self, id_token: &str, nonce: Option<&str>, now: Timestamp) -> Result<SignedIn, SignInError> {
+    fn person(
+        &self,
+        id_token: &str,
+        nonce: Option<&str>,
+        now: Timestamp,
+        configured: &str,
+    ) -> Result<SignedIn, SignInError> {
         let claims = TokenClaims::read(id_token).map_err(|_| self.answer("its identity token cannot be read"))?;
         if !claims.audience.as_deref().is_some_and(|aud| aud.eq_ignore_ascii_case(&self.identity.client_id)) {
             return Err(self.answer("its identity token is for another app"));
@@ -255,7 +265,6 @@ impl SignIn {
         }
         let tenant = claims.tenant.filter(|tenant| is_guid(tenant));
         let tenant = tenant.ok_or_else(|| self.answer("its identity token names no tenant"))?;
-        let configured = &self.identity.tenant;
         if is_guid(configured) && !configured.eq_ignore_ascii_case(&tenant) {
             return Err(self.answer("its identity token is of another tenant"));
         }

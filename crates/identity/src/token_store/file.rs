@@ -9,18 +9,23 @@
 //!
 //! A file is replaced whole: new file, fsync, rename, fsync of the folder. Before the rename the old sign-in is there,
 //! after it the new one.
+//!
+//! What seals the files is a secret of the operator, or a key that the keyring of the operating system holds. Nothing
+//! else differs between the two.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::OFlags;
 use rustix::process::geteuid;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
+use super::keyring::{Keyring, SessionKeyring};
 use super::seal::{Seal, Unsealed};
 use super::{AccountKey, AccountLock, StoreError, StoredSignIn, TokenStore};
 
@@ -29,10 +34,20 @@ const FILE_MODE: u32 = 0o600;
 /// Longest file that is read, in bytes: sixteen access tokens of 16 KiB and a refresh token stay below.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Keeps sign-ins in a folder, sealed with a secret of the operator.
+/// Keeps sign-ins in a folder, sealed with a secret of the operator or with a key in the keyring.
 pub struct FileTokenStore {
     folder: PathBuf,
-    seal: Seal,
+    sealing: Sealing,
+}
+
+/// What seals the files.
+enum Sealing {
+    Operator(Arc<Seal>),
+    Keyring {
+        keyring: Box<dyn Keyring>,
+        /// Seals of the keys that were seen, the one for new files first. Empty until the keyring was asked.
+        known: Mutex<Vec<Arc<Seal>>>,
+    },
 }
 
 impl fmt::Debug for FileTokenStore {
@@ -45,28 +60,51 @@ impl FileTokenStore {
     /// Opens the folder and creates it if it is missing. `secret` seals the files; it has to be random, see
     /// [`SEAL_SECRET_CHARS_MIN`](super::SEAL_SECRET_CHARS_MIN). A folder that others may enter is refused.
     pub fn open(folder: impl Into<PathBuf>, secret: &SecretString) -> Result<Self, StoreError> {
+        let sealing = Sealing::Operator(Arc::new(Seal::new(secret)?));
+        let store = Self { folder: folder.into(), sealing };
+        store.make_folder()?;
+        Ok(store)
+    }
+
+    /// Opens the folder, whose files are sealed with a random key that the keyring of this session holds. The keyring is
+    /// asked when the key is first needed. There is no fallback: without the keyring the files stay closed.
+    pub fn with_keyring(folder: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let folder = folder.into();
-        let seal = Seal::new(secret)?;
-        match fs::symlink_metadata(&folder) {
+        Self::sealed_by(folder, |named| Box::new(SessionKeyring::new(named)))
+    }
+
+    pub(super) fn sealed_by(
+        folder: PathBuf,
+        keyring: impl FnOnce(String) -> Box<dyn Keyring>,
+    ) -> Result<Self, StoreError> {
+        // The key is named after the folder, however it is spelled.
+        let named = std::path::absolute(&folder).map_err(|source| failed("look at", &folder, source))?;
+        let keyring = keyring(named.display().to_string());
+        let store = Self { folder, sealing: Sealing::Keyring { keyring, known: Mutex::default() } };
+        store.make_folder()?;
+        Ok(store)
+    }
+
+    fn make_folder(&self) -> Result<(), StoreError> {
+        let folder = &self.folder;
+        match fs::symlink_metadata(folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if let Some(parent) = folder.parent() {
                     fs::create_dir_all(parent).map_err(|source| failed("create", parent, source))?;
                 }
-                let made = DirBuilder::new().mode(FOLDER_MODE).create(&folder);
+                let made = DirBuilder::new().mode(FOLDER_MODE).create(folder);
                 match made {
                     // Another process was faster; what it made is checked below.
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                        return Err(failed("create", &folder, error));
+                        return Err(failed("create", folder, error));
                     }
                     _ => {}
                 }
             }
-            Err(error) => return Err(failed("look at", &folder, error)),
+            Err(error) => return Err(failed("look at", folder, error)),
             Ok(_) => {}
         }
-        let store = Self { folder, seal };
-        store.check_folder()?;
-        Ok(store)
+        self.check_folder()
     }
 
     fn check_folder(&self) -> Result<(), StoreError> {
@@ -104,12 +142,32 @@ impl TokenStore for FileTokenStore {
             .take(FILE_BYTES_MAX)
             .read_to_end(&mut sealed)
             .map_err(|source| failed("read", &path, source))?;
-        let corrupt = || StoreError::Corrupt { path: path.clone(), profile: account.profile().to_owned() };
-        match self.seal.open(account, &name, &sealed) {
+        let profile = || account.profile().to_owned();
+        let corrupt = || StoreError::Corrupt { path: path.clone(), profile: profile() };
+        let open = |seals: &[Arc<Seal>]| {
+            let opened = seals.iter().map(|seal| seal.open(account, &name, &sealed));
+            let mut opened = opened.filter(|opened| !matches!(opened, Unsealed::Corrupt));
+            opened.next().unwrap_or(Unsealed::Corrupt)
+        };
+        let mut opened = open(&self.sealing.known());
+        if let (Unsealed::Corrupt, Sealing::Keyring { .. }) = (&opened, &self.sealing) {
+            // Not asked yet, or another process has made a key since.
+            let seals = self.sealing.ask_keyring()?;
+            if seals.is_empty() {
+                return Err(StoreError::KeyGone { path, profile: profile() });
+            }
+            opened = open(&seals);
+        }
+        match opened {
             Unsealed::Open(content) => serde_json::from_slice(&content).map(Some).map_err(|_| corrupt()),
             Unsealed::Corrupt => Err(corrupt()),
             Unsealed::Version(version) => Err(StoreError::Version { path, version }),
         }
+    }
+
+    fn prepare(&self) -> Result<(), StoreError> {
+        self.check_folder()?;
+        self.sealing.for_new_files().map(drop)
     }
 
     fn save(&self, account: &AccountKey, sign_in: &StoredSignIn) -> Result<(), StoreError> {
@@ -117,7 +175,7 @@ impl TokenStore for FileTokenStore {
         let (path, name) = self.path(account, "seal");
         let (new, _) = self.path(account, "new");
         let content = serde_json::to_vec(sign_in).map(Zeroizing::new).expect("a sign-in is plain data");
-        let sealed = self.seal.seal(account, &name, &content);
+        let sealed = self.sealing.for_new_files()?.seal(account, &name, &content);
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &new, error)),
             _ => {}
@@ -165,7 +223,49 @@ impl TokenStore for FileTokenStore {
     }
 
     fn describe(&self) -> String {
-        format!("file {}", self.folder.display())
+        let folder = self.folder.display();
+        match self.sealing {
+            Sealing::Operator(_) => format!("file {folder}"),
+            Sealing::Keyring { .. } => format!("keyring (its key opens the files in {folder})"),
+        }
+    }
+}
+
+impl Sealing {
+    /// Seals that are known without asking anybody, the one for new files first.
+    fn known(&self) -> Vec<Arc<Seal>> {
+        match self {
+            Self::Operator(seal) => vec![Arc::clone(seal)],
+            Self::Keyring { known, .. } => known.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// Seals of all keys that the keyring holds now.
+    fn ask_keyring(&self) -> Result<Vec<Arc<Seal>>, StoreError> {
+        let Self::Keyring { keyring, known } = self else { return Ok(self.known()) };
+        let mut keys = keyring.keys()?;
+        // All processes have to choose the same one for new files.
+        keys.sort_unstable_by(|left, right| left.expose_secret().cmp(right.expose_secret()));
+        let seals: Vec<Arc<Seal>> = keys.iter().map(|key| Seal::new(key).map(Arc::new)).collect::<Result<_, _>>()?;
+        known.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&seals);
+        Ok(seals)
+    }
+
+    /// What seals new files. A key is made where the keyring has none.
+    fn for_new_files(&self) -> Result<Arc<Seal>, StoreError> {
+        let mut seals = self.known();
+        if seals.is_empty() {
+            seals = self.ask_keyring()?;
+        }
+        if let (true, Self::Keyring { keyring, .. }) = (seals.is_empty(), self) {
+            keyring.make()?;
+            // What is read back is surely there.
+            seals = self.ask_keyring()?;
+        }
+        seals
+            .into_iter()
+            .next()
+            .ok_or(StoreError::Keyring { problem: "did not keep the key it was given", source: None })
     }
 }
 

@@ -7,6 +7,7 @@
 //! other processes where the store is shared by them.
 
 mod file;
+mod keyring;
 mod seal;
 
 use std::collections::HashMap;
@@ -201,6 +202,11 @@ pub trait TokenStore: Send + Sync + fmt::Debug {
     /// The lock of an account, or `None` while somebody else holds it. Does not wait.
     fn try_lock(&self, account: &AccountKey) -> Result<Option<AccountLock>, StoreError>;
 
+    /// Makes sure that a sign-in can be kept, before a person is bothered with one.
+    fn prepare(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Which store is in force, for status output, e.g. `file /var/lib/dynavault/sign-ins`.
     fn describe(&self) -> String;
 }
@@ -234,6 +240,23 @@ pub enum StoreError {
         path: PathBuf,
         /// Its version byte.
         version: u8,
+    },
+    /// The keyring of the operating system gives no key.
+    #[error("the keyring of the operating system {problem}")]
+    Keyring {
+        /// What is wrong with it, e.g. `is locked`.
+        problem: &'static str,
+        /// What it said, or why it said nothing.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// There is a sealed sign-in, and the keyring holds no key for it any more.
+    #[error("the keyring of the operating system no longer holds the key of the sign-in in {path}")]
+    KeyGone {
+        /// The file.
+        path: PathBuf,
+        /// Name of the profile.
+        profile: String,
     },
     /// The secret that seals the files cannot be used.
     #[error("the secret that seals sign-ins cannot be used: {0}")]
@@ -274,6 +297,10 @@ impl Diagnose for StoreError {
                 "configure the secret the file was sealed with; if that is lost, sign in again with `dynavault profile login {profile}`"
             ),
             Self::Version { .. } => "use the version of dynavault that wrote the file, or sign in again".to_owned(),
+            Self::Keyring { .. } => {
+                "start or unlock the keyring of this desktop session (GNOME Keyring, KWallet); where there is none, write [tokens] with store = \"file\" and key = { file = \"PATH\" }, and sign in again".to_owned()
+            }
+            Self::KeyGone { profile, .. } => format!("sign in again with `dynavault profile login {profile}`"),
             Self::Secret(_) => "make one with `openssl rand -base64 32`, keep it in a file of mode 0600".to_owned(),
             Self::Io { path, .. } => format!("check that {} can be written and has room", path.display()),
             Self::Busy { .. } => "look for a hanging dynavault process with this profile".to_owned(),
@@ -282,8 +309,12 @@ impl Diagnose for StoreError {
 
     fn kind(&self) -> FaultKind {
         match self {
-            Self::Corrupt { .. } => FaultKind::SignIn,
-            Self::Unsafe { .. } | Self::Version { .. } | Self::Secret(_) => FaultKind::Usage,
+            Self::Corrupt { .. }
+            | Self::Unsafe { .. }
+            | Self::Version { .. }
+            | Self::Keyring { .. }
+            | Self::KeyGone { .. } => FaultKind::SignIn,
+            Self::Secret(_) => FaultKind::Usage,
             Self::Io { .. } => FaultKind::Failed,
             Self::Busy { .. } => FaultKind::Busy,
         }

@@ -127,11 +127,11 @@ async fn tries_end_at_their_limit() {
     let clock = Arc::<FakeClock>::default();
     let error = service.source(secret(), &clock).token().await.unwrap_err();
     assert!(chain(&error).starts_with("gave up signing in profile contoso-ce after 5 tries"), "{}", chain(&error));
-    assert_eq!(error.kind(), FaultKind::Failed);
+    assert_eq!(error.kind(), FaultKind::SignIn);
     let long = reply("429 Too Many Requests", "retry-after: 3600\r\n", "{}");
     let service = Service::start(vec![long]).await;
     let error = service.source(secret(), &clock).token().await.unwrap_err();
-    assert_eq!(error.kind(), FaultKind::Failed);
+    assert_eq!(error.kind(), FaultKind::SignIn);
 }
 
 #[tokio::test]

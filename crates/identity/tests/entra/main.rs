@@ -5,6 +5,9 @@
 mod app;
 mod browser;
 mod device;
+mod federated;
+mod machine;
 mod renewal;
 mod silence;
 mod support;
+mod tenant;

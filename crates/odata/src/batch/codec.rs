@@ -175,7 +175,9 @@ fn decode_item(item: &Bytes) -> Result<DecodedItem, String> {
 }
 
 fn decode_part(part: &Bytes) -> Result<DecodedPart, String> {
-    let (outer, rest) = headers(part, 0);
+    // A part may come without headers, and then perhaps without the empty line after them too.
+    let bare = part.iter().position(|byte| !byte.is_ascii_whitespace()).filter(|at| part[*at..].starts_with(b"HTTP/"));
+    let (outer, rest) = bare.map_or_else(|| headers(part, 0), |at| (ReplyHeaders::default(), at));
     let (status_line, rest) = line_at(part, rest);
     let status_line = String::from_utf8_lossy(status_line);
     let mut words = status_line.split_ascii_whitespace();
@@ -429,8 +431,15 @@ REQ_ID: r7
         }
     }
 
+    fn status(item: &DecodedItem) -> u16 {
+        match item {
+            DecodedItem::Part(part) => part.status,
+            DecodedItem::ChangeSet(_) => 0,
+        }
+    }
+
     #[test]
-    fn what_was_cut_does_not_count() {
+    fn what_was_cut_and_what_has_no_headers() {
         let whole = "--b\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n\r\n--b\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n\r\n--b--\r\n";
         let kind = "multipart/mixed;boundary=b";
         let of = |length: usize| decode(kind, &Bytes::copy_from_slice(&whole.as_bytes()[..length])).unwrap();
@@ -439,6 +448,11 @@ REQ_ID: r7
         for cut in 3..9 {
             assert_eq!((of(whole.len() - cut).items.len(), of(whole.len() - cut).closed), (1, false), "{cut}");
         }
+        let bare = Bytes::from_static(
+            b"--b\r\nHTTP/1.1 204 No Content\r\nOData-Version: 4.0\r\n\r\n--b\r\n\r\n\r\nHTTP/1.1 201 Created\r\n--b--",
+        );
+        let statuses: Vec<u16> = decode(kind, &bare).unwrap().items.iter().map(status).collect();
+        assert_eq!(statuses, [204, 201]);
         assert!(decode("application/json", &Bytes::new()).is_err());
         assert!(decode(kind, &Bytes::from_static(b"--b\r\n\r\nno status\r\n--b--\r\n")).is_err());
     }

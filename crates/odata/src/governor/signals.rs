@@ -36,7 +36,9 @@ impl Signals {
             remaining_requests: header("x-ms-ratelimit-burst-remaining-xrm-requests").and_then(number),
             remaining_seconds: header("x-ms-ratelimit-time-remaining-xrm-requests").and_then(number),
             parallel_hint: header("x-ms-dop-hint").and_then(|text| text.trim().parse().ok()),
-            retry_after: header("retry-after").and_then(|text| retry_after(text, now)),
+            // A date is one by the service's clock, which its answer shows; ours may go wrong.
+            retry_after: header("retry-after")
+                .and_then(|text| retry_after(text, header("date").and_then(http_date).unwrap_or(now))),
         }
     }
 }
@@ -163,6 +165,9 @@ mod tests {
         ] {
             assert_eq!(read(&[("retry-after", text)]).retry_after, expected, "{text}");
         }
+        let skewed = [("retry-after", "Sun, 01 Mar 2026 12:00:30 GMT"), ("date", "Sun, 01 Mar 2026 12:00:00 GMT")];
+        assert_eq!(read(&skewed).retry_after, Some(Duration::from_secs(30)), "two hours ahead of us");
+        assert_eq!(read(&[("retry-after", " 1.5 ")]).retry_after, Some(Duration::from_millis(1500)));
     }
 
     #[test]

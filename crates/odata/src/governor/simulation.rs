@@ -6,7 +6,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use super::signals::{LimitKind, Signals, Throttle};
-use super::state::{Core, Decision, Outcome, RequestKind};
+use super::state::{Ask, Core, Decision, Outcome, RequestKind};
 use crate::retry::Chance;
 
 /// A service, its limits scaled or not, and who calls it.
@@ -25,7 +25,14 @@ struct Case {
     /// Execution and network time of a request, in seconds; both vary by half.
     execution: f64,
     network: f64,
+    /// By which share both vary: 0.5 means from half to one and a half.
+    spread: f64,
     workers: usize,
+    /// Operations of every other request, or of every other hundred, and the execution time charged for each beyond the first,
+    /// which nobody waits for.
+    operations: u32,
+    in_turn: u64,
+    charged_each: f64,
     /// Execution time charged, in multiples of the time a request takes.
     charge: f64,
     /// The figures in the headers are those of the arrival of a request, not of its end.
@@ -51,7 +58,11 @@ const PRODUCTION: Case = Case {
     numbers: true,
     execution: 0.1,
     network: 0.02,
+    spread: 0.5,
     workers: 8,
+    operations: 1,
+    in_turn: 1,
+    charged_each: 0.0,
     charge: 1.0,
     early_headers: false,
     used_before: 0.0,
@@ -78,6 +89,18 @@ const SCALED_3: Case = Case {
     network: 0.002,
     windows: 40.0,
     throttled_max: 0.002,
+    ..PRODUCTION
+};
+/// A limit on execution that a few requests at once reach; a run of some two hundred requests.
+const SHORT: Case = Case {
+    name: "4 s per 3 s",
+    requests: 6000,
+    seconds: 4.0,
+    window: 3.0,
+    execution: 0.06,
+    network: 0.002,
+    share_min: 0.9,
+    throttled_max: 0.01,
     ..PRODUCTION
 };
 /// Trials of each case.
@@ -245,6 +268,68 @@ const CASES: &[Case] = &[
         ..SCALED_3
     },
     Case {
+        name: "a short run, no headers, execution binds",
+        headers: false,
+        windows: 3.0,
+        throttled_max: BLIND,
+        ..SHORT
+    },
+    Case {
+        name: "a short run, no headers, execution binds, no spread",
+        headers: false,
+        spread: 0.0,
+        windows: 3.0,
+        throttled_max: BLIND,
+        ..SHORT
+    },
+    Case {
+        name: "a short run, no headers, requests bind",
+        headers: false,
+        requests: 60,
+        spread: 0.0,
+        windows: 3.0,
+        throttled_max: BLIND,
+        ..SHORT
+    },
+    Case { name: "a short run, headers, no spread", spread: 0.0, windows: 3.0, throttled_max: BLIND, ..SHORT },
+    Case {
+        name: "batches of 20, each operation charged",
+        operations: 20,
+        charged_each: 0.005,
+        seconds: 2.0,
+        execution: 0.005,
+        network: 0.001,
+        windows: 30.0,
+        share_min: 0.9,
+        throttled_max: 0.005,
+        ..SHORT
+    },
+    Case {
+        name: "batches of 100 now and then",
+        operations: 100,
+        in_turn: 100,
+        charged_each: 0.005,
+        seconds: 2.0,
+        execution: 0.005,
+        network: 0.001,
+        windows: 60.0,
+        share_min: 0.85,
+        throttled_max: 0.01,
+        ..SHORT
+    },
+    Case {
+        name: "batches of 100, each operation charged",
+        operations: 100,
+        charged_each: 0.005,
+        seconds: 2.0,
+        execution: 0.005,
+        network: 0.001,
+        windows: 60.0,
+        share_min: 0.9,
+        throttled_max: 0.01,
+        ..SHORT
+    },
+    Case {
         name: "no headers, no numbers",
         headers: false,
         numbers: false,
@@ -344,6 +429,7 @@ fn run(case: &Case, seed: u64) -> Score {
     let mut events: BinaryHeap<Reverse<(u64, u64)>> = BinaryHeap::new();
     let mut payloads: Vec<Event> = Vec::new();
     let mut waiting: VecDeque<usize> = (0..case.workers).collect();
+    let mut started = 0;
     let mut score = Score { by_window: vec![0; 64], ..Score::default() };
     let end = case.window * case.windows;
     // The ledger must not depend on starting at zero.
@@ -362,7 +448,7 @@ fn run(case: &Case, seed: u64) -> Score {
     if case.others > 0.0 {
         push(&mut events, &mut payloads, origin, Event::Other);
     }
-    let varied = |mean: f64| mean * (0.5 + chance.next());
+    let varied = |mean: f64| mean * (1.0 - case.spread + 2.0 * case.spread * chance.next());
     while let Some(Reverse((nanoseconds, index))) = events.pop() {
         let now = nanoseconds as f64 / 1e9;
         if now > origin + end {
@@ -410,8 +496,10 @@ fn run(case: &Case, seed: u64) -> Score {
             Event::End { worker, id, server, execution, signals } => {
                 let server = &mut servers[server];
                 server.running -= 1;
-                server.executions.push_back((now, execution * case.charge));
-                server.spent += execution * case.charge;
+                let beyond = f64::from(operations(case, id) - 1) * case.charged_each;
+                let charged = execution * case.charge + beyond;
+                server.executions.push_back((now, charged));
+                server.spent += charged;
                 server.prune(now, case.window);
                 let signals = if case.early_headers { signals } else { server.signals(case) };
                 let reply = Event::Reply { worker, id, outcome: Outcome::Answered, signals };
@@ -430,10 +518,12 @@ fn run(case: &Case, seed: u64) -> Score {
             }
         }
         while let Some(worker) = waiting.front().copied() {
-            match core.decide(clock, RequestKind::Page) {
+            let ask = Ask { kind: RequestKind::Page, operations: operations(case, started + 1) };
+            match core.decide(clock, ask) {
                 Decision::Start => {
                     waiting.pop_front();
-                    let id = core.start(clock, RequestKind::Page);
+                    let id = core.start(clock, ask);
+                    started = id;
                     let arrival = Event::Arrive { worker, id };
                     push(&mut events, &mut payloads, now + varied(case.network / 2.0), arrival);
                 }
@@ -452,12 +542,18 @@ fn run(case: &Case, seed: u64) -> Score {
     score
 }
 
+/// Operations of the request with this number.
+fn operations(case: &Case, number: u64) -> u32 {
+    if (number / case.in_turn).is_multiple_of(2) { case.operations } else { 1 }
+}
+
 /// Good answers the limits and the workers would permit, the burst of an empty window not counted.
 fn permitted(case: &Case) -> f64 {
     let servers = case.servers as f64;
+    let beyond = f64::from(case.operations - 1) * case.charged_each / 2.0;
     let rate = [
         servers * f64::from(case.requests) * (1.0 - case.others) / case.window,
-        servers * case.seconds / case.window / (case.execution * case.charge),
+        servers * case.seconds / case.window / (case.execution * case.charge + beyond),
         servers * case.at_once as f64 / (case.execution + case.network),
         case.workers.min(16) as f64 / (case.execution + case.network),
     ];

@@ -10,6 +10,8 @@
 //! 4. the ledger of execution time: what was spent in the window, what is under way at its expected length, and the
 //!    window as it will be when the new request ends.
 //!
+//! As long as nobody told a limit, starts are spread evenly besides, so that one request meets it and not all of them.
+//!
 //! When a ledger is full the answer is the exact moment at which enough of it leaves the window.
 //!
 //! While the length of the window is not known but answers tell what is left, single requests are sent after growing
@@ -53,6 +55,9 @@ const CHARGE_TOLERANCE: f64 = 1.25;
 /// What is left of a surcharge after an answer that knows of less.
 const SURCHARGE_DECAY: f64 = 0.9;
 
+/// How much one batch changes what is believed of the next.
+const EACH_SHARE: f64 = 0.2;
+
 /// Safety margin on the window: clocks and networks differ a little.
 const WINDOW_MARGIN_SHARE: f64 = 1.003;
 const WINDOW_MARGIN: Duration = Duration::from_millis(5);
@@ -70,6 +75,10 @@ const PROBE_SPACING: Duration = Duration::from_millis(50);
 /// Silence before a probe that may itself be throttled, because nothing is left.
 const PROBE_PAUSE_EMPTY_MIN: Duration = Duration::from_secs(1);
 
+/// As long as nobody told a limit, the next request starts no sooner after the last than the places divide the time of one,
+/// and no later than this: evenly spread, one of them meets the limit instead of all.
+const SPACING_MAX: Duration = Duration::from_millis(100);
+
 /// Pause after a first 429 without `Retry-After`; doubles with each further one (`dataverse` protocol, section 5.2).
 const PAUSE_START: Duration = Duration::from_secs(2);
 
@@ -86,6 +95,21 @@ pub enum RequestKind {
     Write,
     /// A write of many rows.
     Bulk,
+}
+
+/// What is about to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    /// What it is.
+    pub kind: RequestKind,
+    /// Operations in it: a batch counts as one request, and each of its parts takes its time (`dataverse` protocol, section 5.1).
+    pub operations: u32,
+}
+
+impl From<RequestKind> for Ask {
+    fn from(kind: RequestKind) -> Self {
+        Self { kind, operations: 1 }
+    }
 }
 
 /// Number of [`RequestKind`]s.
@@ -118,7 +142,7 @@ pub enum Outcome {
 #[derive(Debug)]
 struct Flight {
     id: u64,
-    kind: RequestKind,
+    ask: Ask,
     started: Duration,
     /// Our totals when it started, itself included.
     requests_before: f64,
@@ -162,6 +186,8 @@ pub(crate) struct Core {
     concurrency: Option<f64>,
     window: Window,
     starts: Meter,
+    /// Operations that were carried out, by the end of their requests: that is when they are charged.
+    ended: Meter,
     spent: Meter,
     flights: Vec<Flight>,
     next_id: u64,
@@ -174,8 +200,12 @@ pub(crate) struct Core {
     throttles_in_row: u32,
     calm_since: Duration,
     latency: [Latency; KINDS],
-    /// Seconds the service charges per request beyond what we measure; see [`Core::recharge`].
+    /// Seconds the service charges per operation beyond what we measure; see [`Core::recharge`].
     surcharge: f64,
+    /// Seconds that each part of a batch but the first is charged, as batches tell; see [`Core::learn_from_batch`].
+    each: f64,
+    /// What was left of the seconds when the last answer came.
+    left: Option<f64>,
 }
 
 impl Core {
@@ -187,6 +217,7 @@ impl Core {
             concurrency: None,
             window: Window::new(),
             starts: Meter::new(),
+            ended: Meter::new(),
             spent: Meter::new(),
             flights: Vec::new(),
             next_id: 0,
@@ -198,6 +229,8 @@ impl Core {
             calm_since: Duration::ZERO,
             latency: [Latency::UNKNOWN; KINDS],
             surcharge: 0.0,
+            each: 0.0,
+            left: None,
         }
     }
 
@@ -220,24 +253,39 @@ impl Core {
         self.concurrency.map_or(self.in_flight_max, |learned| learned.min(self.in_flight_max)).max(1.0)
     }
 
-    /// Whether a request of this kind may start.
-    pub(crate) fn decide(&self, now: Duration, kind: RequestKind) -> Decision {
+    /// Whether such a request may start.
+    pub(crate) fn decide(&self, now: Duration, ask: impl Into<Ask>) -> Decision {
+        let ask = ask.into();
         if now < self.paused_until {
             return Decision::At(self.paused_until);
         }
         if self.flights.len() >= self.level() as usize {
             return Decision::AfterOne;
         }
-        match self.ledger(now, kind, self.window.value()) {
-            Decision::At(wake) if self.requests.has_headers() => self.probe(now, kind, wake),
+        if let Some(turn) = self.turn(ask.kind).filter(|turn| *turn > now) {
+            return Decision::At(turn);
+        }
+        match self.ledger(now, ask, self.window.value()) {
+            Decision::At(wake) if self.requests.has_headers() => self.probe(now, ask, wake),
             decision => decision,
         }
     }
 
+    /// When the next request may start at the earliest while no limit was told by anybody.
+    fn turn(&self, kind: RequestKind) -> Option<Duration> {
+        let told = |limit: &Limit| limit.has_headers() || limit.known().is_some();
+        if self.flights.is_empty() || told(&self.requests) || told(&self.seconds) || self.concurrency.is_some() {
+            return None;
+        }
+        let (_, last) = self.starts.span()?;
+        let spacing = Duration::from_secs_f64(self.latency[kind as usize].recent / f64::from(self.level()));
+        Some(last + spacing.min(SPACING_MAX))
+    }
+
     /// What the ledgers say if the window has this length.
-    fn ledger(&self, now: Duration, kind: RequestKind, window: Duration) -> Decision {
+    fn ledger(&self, now: Duration, ask: Ask, window: Duration) -> Decision {
         match self.requests_ledger(now, window) {
-            Decision::Start => self.seconds_ledger(now, kind, window),
+            Decision::Start => self.seconds_ledger(now, ask, window),
             blocked => blocked,
         }
     }
@@ -258,7 +306,7 @@ impl Core {
         Decision::Start
     }
 
-    fn seconds_ledger(&self, now: Duration, kind: RequestKind, measured: Duration) -> Decision {
+    fn seconds_ledger(&self, now: Duration, ask: Ask, measured: Duration) -> Decision {
         let limit = self.seconds.value(&self.spent, measured, self.window.is_known());
         let window = with_margin(measured);
         let allowed = (limit - self.seconds.reserve(limit)).max(0.0);
@@ -267,8 +315,10 @@ impl Core {
         if self.spent.within(now, window) + ripening > allowed && self.spent.within(now, window) > 0.0 {
             return at(self.spent.free_at(window, allowed - ripening), now);
         }
-        let expected = self.expected(kind);
-        let ending = now + Duration::from_secs_f64(self.latency[kind as usize].recent);
+        // What is under way counts in full. Of a batch itself one operation does: the service looks only when it begins, and a
+        // batch that had to fit in whole would leave room unused for want of a small one.
+        let expected = self.expected(Ask { operations: 1, ..ask });
+        let ending = now + Duration::from_secs_f64(self.latency[ask.kind as usize].recent);
         let coming = self.under_way(now) + expected;
         if self.spent.within(ending, window) + coming > allowed {
             return match self.spent.free_at(window, allowed - coming) {
@@ -287,8 +337,14 @@ impl Core {
     }
 
     /// What a request is expected to be charged, in seconds.
-    fn expected(&self, kind: RequestKind) -> f64 {
-        self.latency[kind as usize].recent + self.surcharge
+    fn expected(&self, ask: Ask) -> f64 {
+        self.latency[ask.kind as usize].recent + self.beyond(ask)
+    }
+
+    /// What a request is charged beyond the time it takes, in seconds.
+    fn beyond(&self, ask: Ask) -> f64 {
+        let operations = f64::from(ask.operations.max(1));
+        (self.surcharge * operations).max(self.each * (operations - 1.0))
     }
 
     /// Execution time of what is under way and not yet in the ledger, in seconds.
@@ -298,7 +354,7 @@ impl Core {
             .filter(|flight| !flight.answered)
             .map(|flight| {
                 let elapsed = now.saturating_sub(flight.started).as_secs_f64();
-                self.expected(flight.kind).max(elapsed + self.surcharge)
+                self.expected(flight.ask).max(elapsed + self.beyond(flight.ask))
             })
             .sum()
     }
@@ -308,13 +364,13 @@ impl Core {
         let elapsed = |flight: &Flight| now.saturating_sub(flight.started).as_secs_f64();
         self.flights
             .iter()
-            .filter(|flight| !flight.answered && elapsed(flight) > 0.5 * self.latency[flight.kind as usize].recent)
-            .map(|flight| elapsed(flight) + self.surcharge)
+            .filter(|flight| !flight.answered && elapsed(flight) > 0.5 * self.latency[flight.ask.kind as usize].recent)
+            .map(|flight| elapsed(flight) + self.beyond(flight.ask))
             .sum()
     }
 
     /// Blocked until `wake` as far as we know, which is not exactly: when may a single request find out more?
-    fn probe(&self, now: Duration, kind: RequestKind, wake: Duration) -> Decision {
+    fn probe(&self, now: Duration, ask: Ask, wake: Duration) -> Decision {
         if self.flights.iter().any(|flight| !flight.answered) {
             return Decision::AfterOne;
         }
@@ -322,7 +378,7 @@ impl Core {
         let window = self.window.value();
         let limit = self.requests.value(&self.starts, window, self.window.is_known());
         let left = limit - self.starts.within(now, window);
-        let by_requests = self.seconds_ledger(now, kind, window) == Decision::Start;
+        let by_requests = self.seconds_ledger(now, ask, window) == Decision::Start;
         if by_requests && self.window.is_known() && self.requests.is_shared(limit) {
             // What others spent leaves the window when no ledger of ours says; look again now and then.
             let pause = PROBE_PAUSE_MIN.max(window / if left >= 1.0 { 100 } else { 20 });
@@ -332,7 +388,7 @@ impl Core {
         if self.window.is_stated() {
             return Decision::At(wake);
         }
-        let likely = self.window.hint().and_then(|hint| match self.ledger(now, kind, hint) {
+        let likely = self.window.hint().and_then(|hint| match self.ledger(now, ask, hint) {
             Decision::Start => Some(now),
             Decision::At(time) => Some(time),
             Decision::AfterOne => None,
@@ -350,16 +406,18 @@ impl Core {
     }
 
     /// Notes that a request starts; [`Self::decide`] said it may.
-    pub(crate) fn start(&mut self, now: Duration, kind: RequestKind) -> u64 {
+    pub(crate) fn start(&mut self, now: Duration, ask: impl Into<Ask>) -> u64 {
+        let ask = ask.into();
         self.starts.spend(now, 1.0);
         if let Some(horizon) = now.checked_sub(WINDOW_MAX) {
             self.starts.forget_before(horizon);
+            self.ended.forget_before(horizon);
             self.spent.forget_before(horizon);
         }
         self.next_id += 1;
         self.flights.push(Flight {
             id: self.next_id,
-            kind,
+            ask,
             started: now,
             requests_before: self.starts.total(),
             seconds_before: self.spent.total(),
@@ -375,9 +433,14 @@ impl Core {
     pub(crate) fn answered(&mut self, id: u64, now: Duration, outcome: Outcome, signals: &Signals, chance: f64) {
         let Some(index) = self.flights.iter().position(|flight| flight.id == id && !flight.answered) else { return };
         self.flights[index].answered = true;
-        let Flight { kind, started, requests_before, .. } = self.flights[index];
+        let Flight { ask, started, requests_before, .. } = self.flights[index];
+        let kind = ask.kind;
         let seconds = now.saturating_sub(started).as_secs_f64();
-        self.spent.spend(now, seconds + self.surcharge);
+        // What was refused was not executed.
+        if !matches!(outcome, Outcome::Throttled(_)) {
+            self.spent.spend(now, seconds + self.beyond(ask));
+            self.ended.spend(now, f64::from(ask.operations.max(1)));
+        }
         match outcome {
             Outcome::Answered => {
                 self.latency[kind as usize].note(seconds);
@@ -392,6 +455,7 @@ impl Core {
                     }
                 }
                 if let Some(remaining) = signals.remaining_seconds {
+                    self.learn_from_batch(ask, seconds, remaining);
                     if let Some(limit) = self.seconds.known() {
                         self.recharge(now, limit - remaining);
                     }
@@ -519,22 +583,39 @@ impl Core {
         }
     }
 
+    /// By how much less is left after a batch than before tells what its parts cost, unless something else left the window or
+    /// ended in between: then it tells too little, or nothing.
+    fn learn_from_batch(&mut self, ask: Ask, seconds: f64, left: f64) {
+        let cost = self.left.replace(left).map_or(0.0, |before| before - left - seconds);
+        if ask.operations > 1 && cost > 0.0 {
+            let sample = cost / f64::from(ask.operations - 1);
+            self.each += EACH_SHARE * (sample - self.each);
+        }
+    }
+
     /// The service counts `used` seconds in the window. Plug-ins and work after the answer are charged and not seen from
-    /// here (`dataverse` protocol, section 5.1); if much more is charged than was measured, every request is taken to
+    /// here (`dataverse` protocol, section 5.1); if much more is charged than was measured, every operation is taken to
     /// cost its share. If much less is charged, as it may seem with several web servers, the share is forgotten slowly.
     fn recharge(&mut self, now: Duration, used: f64) {
         let window = self.window.value();
-        let (requests, measured) = (self.starts.within(now, window), self.spent.within(now, window));
-        if used * CHARGE_TOLERANCE < measured {
+        let under_way = self.flights.iter().filter(|flight| !flight.answered).count() as f64;
+        let (requests, measured) = (self.starts.within(now, window) - under_way, self.spent.within(now, window));
+        let operations = self.ended.within(now, window);
+        // While plenty is left it holds nothing back, and the next batch may be as dear as the last.
+        let holds_back = self.seconds.known().is_none_or(|limit| measured > limit / 2.0);
+        if used * CHARGE_TOLERANCE < measured && holds_back {
             self.surcharge *= SURCHARGE_DECAY;
         }
-        if requests < REQUESTS_TO_JUDGE || used <= CHARGE_TOLERANCE * (measured + self.under_way(now)) {
+        if requests < REQUESTS_TO_JUDGE
+            || operations < 1.0
+            || used <= CHARGE_TOLERANCE * (measured + self.under_way(now))
+        {
             return;
         }
         let seen = self.latency.iter().map(|latency| latency.recent * f64::from(latency.answers)).sum::<f64>()
             / f64::from(self.latency.iter().map(|latency| latency.answers).sum::<u32>().max(1));
-        self.surcharge = (used / requests - seen).max(0.0);
-        self.spent = self.starts.scaled(used / requests);
+        self.surcharge = ((used - requests * seen) / operations).max(0.0);
+        self.spent = self.ended.scaled(used / operations);
         self.seconds.forget_told();
         for flight in &mut self.flights {
             flight.seconds_before = self.spent.total();

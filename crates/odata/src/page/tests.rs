@@ -79,6 +79,14 @@ fn links_may_stand_before_the_rows_and_white_space_anywhere() {
 }
 
 #[test]
+fn a_version_may_be_a_number_and_an_empty_link_leads_nowhere() {
+    let page = r#"{"@Microsoft.Dynamics.CRM.globalmetadataversion":4711,"value":[],"@odata.nextLink":""}"#;
+    let (_, end) = split(page).unwrap();
+    assert_eq!((end.metadata_version.as_deref(), end.next), (Some("4711"), None));
+    assert!(split(r#"{"value":[],"@odata.nextLink":7}"#).is_err());
+}
+
+#[test]
 fn an_empty_page_with_a_next_link_is_a_page() {
     let (kept, end) = split(r#"{"value":[],"@odata.nextLink":"https://o/n"}"#).unwrap();
     assert!(kept.rows.is_empty());

@@ -28,7 +28,7 @@ pub(crate) async fn snapshot(world: &World, content: &[(&str, u32, &str)]) -> (V
     for (name, (table, rows)) in &world.tables {
         let (schema, _) = writer.put_schema(&table.schema).await.unwrap();
         let references: Vec<_> = content.iter().filter(|(owner, _, _)| owner == name).copied().collect();
-        let references: Vec<ContentReference> = references.into_iter().map(reference).collect();
+        let references: Vec<ContentReference> = references.into_iter().map(|at| reference(world, at)).collect();
         let (vault, handle, name, own) = (writer.clone(), Handle::current(), name.clone(), table.schema.clone());
         let (rows, table_name) = (rows.clone(), name.clone());
         let segments = tokio::task::spawn_blocking(move || {
@@ -94,15 +94,16 @@ pub(crate) async fn snapshot(world: &World, content: &[(&str, u32, &str)]) -> (V
     (vault, Arc::new(manifest))
 }
 
-fn reference((_, row, column): (&str, u32, &str)) -> ContentReference {
+fn reference(world: &World, (table, row, column): (&str, u32, &str)) -> ContentReference {
+    let bytes = world.files.get(&(table.to_string(), id(row), column.to_string()));
     ContentReference {
         row: id(row),
         column: column.into(),
         version: "\"v\"".into(),
         name: Some("a.txt".into()),
         mime: None,
-        bytes: 5_000_000,
-        sha256: format!("{row:064}"),
+        bytes: bytes.map_or(5_000_000, |bytes| bytes.len() as u64),
+        sha256: bytes.map_or_else(|| format!("{row:064}"), |bytes| dynavault_vault::sha256_hex(bytes)),
         encrypted: false,
         note: None,
     }

@@ -1,6 +1,6 @@
 //! Plans of rows that have rules of their own: closed ones, activities, families, partitioned ones, rows of other people.
 
-use dynavault_model::{Ability, Birth, Guard, Treatment};
+use dynavault_model::{Ability, Guard, Treatment};
 use dynavault_restore::{ConflictPolicy, PlanRequest, Selection, Step};
 use serde_json::json;
 
@@ -260,6 +260,33 @@ async fn families_get_their_states_from_the_top() {
     let states = plan.ops.iter().filter(|op| op.step == Step::State);
     let states: Vec<String> = states.map(|op| op.key.id.clone()).collect();
     assert_eq!(states, [4, 3, 2, 1].map(id));
+    assert!(!plan.codes().contains_key("state-from-above"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_draft_below_a_family_that_is_published_is_named() {
+    let product = Table::new("product").lookup("parentproductid", &["product"]).state(None).reaches_below();
+    let all = [&product];
+    let (mut before, mut now) = (World::new(&all), World::new(&all));
+    let draft = |above: Option<&str>| json!({"_parentproductid_value": above, "statecode": 0, "statuscode": 1});
+    let published = |above: Option<&str>| json!({"_parentproductid_value": above, "statecode": 1, "statuscode": 3});
+    before.put("product", 1, published(None));
+    before.put("product", 2, draft(Some("product:1")));
+    before.put("product", 3, draft(Some("product:2")));
+    // Neither of these families is published by the plan.
+    for world in [&mut before, &mut now] {
+        world.put("product", 4, published(None));
+        world.put("product", 5, draft(Some("product:4")));
+    }
+    before.put("product", 6, draft(None));
+    before.put("product", 7, draft(Some("product:6")));
+    // This one is there, as it was.
+    now.put("product", 3, draft(Some("product:2")));
+    let plan = planned(&before, &[], now, fill()).await.unwrap();
+    let named = plan.summary.findings.iter().filter(|finding| finding.code == "state-from-above");
+    let named: Vec<(String, Option<&str>)> =
+        named.map(|finding| (finding.id.clone().unwrap(), finding.column.as_deref())).collect();
+    assert_eq!(named, [(id(2), Some("statecode")), (id(3), Some("statecode"))]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -389,29 +416,90 @@ async fn an_activity_that_comes_back_gets_the_parties_that_were_emptied_before()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_closing_activity_comes_back_from_the_bin_and_is_not_made_twice() {
-    let case = Table::new("incident").text("title", 9).state(Some(("resolution", "_incidentid_value")));
-    let close = Table::new("resolution").text("subject", 9).lookup("incidentid", &["incident"]);
-    let all = [&case, &close];
+async fn attachments_wait_until_their_activity_is_back_from_the_bin_and_open() {
+    let email = email();
+    let attachment = Table::new("attachment").body("body").text("name", 9).lookup("objectid", &["email"]).required();
+    let all = [&email, &attachment];
     let mut before = World::new(&all);
-    for n in [1, 2, 3] {
-        before.put("incident", n, json!({"title": "T", "statecode": 1, "statuscode": 5}));
-        before.put("resolution", 10 + n, json!({"subject": "S", "_incidentid_value": format!("incident:{n}")}));
+    before.put("email", 1, json!({"subject": "S", "statecode": 1, "statuscode": 3}));
+    before.put("email", 2, json!({"subject": "S", "statecode": 0, "statuscode": 1}));
+    before.put("email", 3, json!({"subject": "S", "statecode": 1, "statuscode": 3}));
+    for (n, above) in [(11, "email:1"), (12, "email:2"), (13, "email:3")] {
+        before.put("attachment", n, json!({"name": "n", "_objectid_value": above}));
     }
     let mut now = World::new(&all);
-    now.birth = Box::new(|rules, _| match rules.table.as_str() {
-        "resolution" => Birth::ByState("_incidentid_value".into()),
-        _ => Birth::Written,
-    });
-    // The first case is there, the second in the bin, the third gone; all their resolutions are in the bin.
-    now.put("incident", 1, json!({"title": "T", "statecode": 1, "statuscode": 5}));
-    now.abilities.recycle_bin = vec!["incident".into(), "resolution".into()];
-    now.bin.extend([2, 11, 12, 13].map(id));
-    let plan = planned(&before, &[], now, fill()).await.unwrap();
-    let back: Vec<&str> = plan.ops.iter().filter(|op| op.table == "resolution").map(|op| &op.key.id[24..]).collect();
-    assert_eq!(back, [&id(11)[24..], &id(12)[24..]]);
-    let closed: Vec<(String, bool)> =
-        plan.ops.iter().filter(|op| op.step == Step::State).map(|op| (op.key.id.clone(), op.close.is_some())).collect();
-    assert_eq!(closed, [(id(2), false), (id(3), true)]);
-    assert_eq!(plan.codes()["by-state"], 1);
+    now.abilities.recycle_bin = vec!["email".into(), "attachment".into()];
+    // The third e-mail is made anew, and open until the end.
+    now.bin.extend([1, 2, 12].map(id));
+    let plan = planned(&before, &[("attachment", 11, "body")], now, fill()).await.unwrap();
+    let short: Vec<String> =
+        plan.short().iter().map(|op| op.split(" {").next().unwrap_or_default().to_string()).collect();
+    assert_eq!(
+        short,
+        [
+            "rows 0 email create 3",
+            "rows 0 email undelete 1",
+            "rows 0 email undelete 2",
+            "rows 1 attachment create 13",
+            "lookups 0 email state 1",
+            "lookups 1 attachment create 11",
+            "lookups 1 attachment undelete 12",
+            "state 1 email state 1",
+            "state 1 email state 3",
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn related_rows_are_followed_from_and_to_partitioned_ones() {
+    let device = Table::new("device").text("name", 9);
+    let reading = Table::new("reading").partitioned().number("value").lookup("deviceid", &["device"]);
+    let alarm = Table::new("alarm").lookup("readingid", &["reading"]);
+    let all = [&device, &reading, &alarm];
+    let mut before = World::new(&all);
+    for n in [1, 2] {
+        before.put("device", n, json!({"name": "D"}));
+    }
+    before.put("reading", 11, json!({"partitionid": "a", "value": 1, "_deviceid_value": "device:1"}));
+    // The same id in two partitions is two rows, and a lookup does not say which it means.
+    before.put("reading", 12, json!({"partitionid": "a", "value": 2, "_deviceid_value": "device:1"}));
+    before.put("reading", 12, json!({"partitionid": "b", "value": 3, "_deviceid_value": "device:2"}));
+    before.put("alarm", 21, json!({"_readingid_value": "reading:11"}));
+    before.put("alarm", 22, json!({"_readingid_value": "reading:12"}));
+    before.put("alarm", 23, json!({"_readingid_value": "reading:99"}));
+    let restored = async |table: &str, n: u32, up: u32, down: u32| {
+        let selection = Selection { ids: vec![id(n)], up, down, ..tables(&[table]) };
+        let plan = planned(&before, &[], World::new(&all), PlanRequest { selection, ..fill() }).await.unwrap();
+        let made = plan.ops.iter().filter(|op| op.guard == Guard::Absent);
+        let name = |n: &str| n.trim_start_matches('0').to_string();
+        let mut made: Vec<String> =
+            made.map(|op| name(&op.key.id[24..]) + op.key.partition.as_deref().unwrap_or_default()).collect();
+        made.sort_unstable();
+        made.join(" ")
+    };
+    assert_eq!(restored("device", 1, 0, 1).await, "1 11a 12a");
+    assert_eq!(restored("device", 1, 0, 2).await, "1 11a 12a 21 22");
+    assert_eq!(restored("alarm", 21, 1, 0).await, "11a 21");
+    assert_eq!(restored("alarm", 22, 2, 0).await, "1 12a 12b 2 22");
+    assert_eq!(restored("alarm", 23, 2, 0).await, "23");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parties_that_were_written_again_under_other_ids_are_not_written_once_more() {
+    let (email, contact, party) = (email(), Table::new("contact"), party());
+    let all = [&email, &contact, &party];
+    let (mut before, mut now) = (World::new(&all), World::new(&all));
+    for (world, version) in [(&mut before, 1), (&mut now, 2)] {
+        world.put("contact", 5, json!({}));
+        // Enough of them that reading by id would take fewer requests than reading all.
+        for n in 1..=40 {
+            world.put("email", n, json!({"subject": "S", "versionnumber": if n == 1 { version } else { 1 }}));
+        }
+    }
+    for n in 1..=40 {
+        before.put("activityparty", 100 + n, member(n, Some(5), 1, "a@x"));
+        now.put("activityparty", if n == 1 { 200 } else { 100 + n }, member(n, Some(5), 1, "a@x"));
+    }
+    let plan = planned(&before, &[], now, request(ConflictPolicy::Overwrite)).await.unwrap();
+    assert!(plan.ops.is_empty(), "{:?}", plan.short());
 }

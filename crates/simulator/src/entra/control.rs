@@ -38,6 +38,16 @@ enum Command {
     AddErp {
         url: String,
     },
+    LetIntoErp {
+        client: String,
+        on: bool,
+    },
+    SetErpCompanies {
+        companies: Vec<String>,
+    },
+    HideInErp {
+        entity_set: String,
+    },
     AddSecret {
         client: String,
         value: String,
@@ -277,6 +287,11 @@ fn carry_out(entra: &Entra, command: Command) -> bool {
         Command::ApproveDevice { user_code } => return entra.approve_device(&user_code),
         Command::DeclineDevice { user_code } => return entra.decline_device(&user_code),
         Command::AddErp { url } => entra.add_erp(&url),
+        Command::LetIntoErp { client, on } => entra.let_into_erp(&client, on),
+        Command::SetErpCompanies { companies } => {
+            entra.set_erp_companies(&companies.iter().map(String::as_str).collect::<Vec<_>>());
+        }
+        Command::HideInErp { entity_set } => entra.hide_in_erp(&entity_set),
         Command::InstallApi { api, on } => entra.install_api(api, on),
         Command::SpreadGrantsAfter { seconds: time } => entra.spread_grants_after(seconds(time)),
         Command::AllowUserConsent { on } => entra.allow_user_consent(on),

@@ -49,7 +49,7 @@ pub struct Entra {
 }
 
 /// The authority, for the length of one expression.
-struct Held<'a>(MutexGuard<'a, State>);
+pub(crate) struct Held<'a>(MutexGuard<'a, State>);
 
 impl std::ops::Deref for Held<'_> {
     type Target = Authority;
@@ -70,7 +70,7 @@ impl Entra {
         Self { shared }
     }
 
-    fn hold(&self) -> Held<'_> {
+    pub(crate) fn hold(&self) -> Held<'_> {
         Held(self.shared.state())
     }
 

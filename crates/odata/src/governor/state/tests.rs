@@ -31,6 +31,13 @@ fn rounds(core: &mut Core, mut now: u64, count: usize, latency: u64) -> u64 {
     now
 }
 
+/// A core that was told a limit far away, so that it does not feel its way.
+fn told(in_flight_max: u32) -> Core {
+    let mut core = Core::new(in_flight_max);
+    core.requests.hit(Some(1e6), 0.0);
+    core
+}
+
 fn throttled(retry_after: Option<u64>) -> (Outcome, Signals) {
     let signals = Signals { retry_after: retry_after.map(Duration::from_secs), ..Signals::default() };
     (Outcome::Throttled(Throttle::default()), signals)
@@ -38,7 +45,7 @@ fn throttled(retry_after: Option<u64>) -> (Outcome, Signals) {
 
 #[test]
 fn the_level_starts_low_and_grows_by_one_per_round_up_to_its_ceiling() {
-    let mut core = Core::new(6);
+    let mut core = told(6);
     assert_eq!(core.level(), 2);
     let mut levels = Vec::new();
     let mut now = 0;
@@ -93,7 +100,7 @@ fn pauses_without_retry_after_double_until_an_answer_comes() {
 
 #[test]
 fn a_429_or_503_halves_the_level_once_per_round() {
-    let mut core = Core::new(16);
+    let mut core = told(16);
     let now = rounds(&mut core, 0, 40, 100);
     assert_eq!(core.level(), 16);
     let ids: Vec<u64> = (0..8).map(|_| core.start(at_ms(now), RequestKind::Page)).collect();
@@ -109,7 +116,7 @@ fn a_429_or_503_halves_the_level_once_per_round() {
 
 #[test]
 fn latency_that_rises_strongly_lowers_the_level_but_not_below_four() {
-    let mut core = Core::new(16);
+    let mut core = told(16);
     let now = rounds(&mut core, 0, 60, 100);
     let now = rounds(&mut core, now, 2, 1000);
     assert!(core.level() < 16, "{}", core.level());
@@ -127,4 +134,53 @@ fn a_request_without_an_answer_costs_its_time_and_frees_its_place() {
     core.released(id, at_ms(3000));
     assert!((core.spent.total() - 3.0).abs() < 1e-9);
     assert_eq!(core.in_flight(), 0);
+}
+
+#[test]
+fn while_no_limit_is_known_requests_are_spread_evenly_so_that_one_alone_meets_it() {
+    let mut core = Core::new(8);
+    // A steady latency of 80 ms, answers without headers.
+    let mut now = rounds(&mut core, 0, 4, 80);
+    let mut starts = Vec::new();
+    while starts.len() < 2 {
+        match core.decide(at_ms(now), RequestKind::Page) {
+            Decision::Start => {
+                starts.push(now);
+                core.start(at_ms(now), RequestKind::Page);
+            }
+            Decision::At(turn) => now = turn.as_millis() as u64,
+            Decision::AfterOne => panic!("two may be under way"),
+        }
+    }
+    assert_eq!(starts[1] - starts[0], 40, "half of the time that one takes");
+    // A word about a limit ends it.
+    core.requests.hit(Some(6000.0), 10.0);
+    assert_eq!(core.turn(RequestKind::Page), None);
+}
+
+#[test]
+fn a_batch_is_expected_to_cost_what_its_operations_cost() {
+    let mut core = told(8);
+    let batch = Ask { kind: RequestKind::Bulk, operations: 100 };
+    let mut now = 0;
+    // Twenty batches of 100 take 5 ms each and are charged 500 ms.
+    for number in 1..=20 {
+        let id = core.start(at_ms(now), batch);
+        now += 5;
+        let left = 1200.0 - 0.5 * f64::from(number);
+        let signals = Signals { remaining_seconds: Some(left), ..Signals::default() };
+        core.answered(id, at_ms(now), Outcome::Answered, &signals, 0.5);
+        core.released(id, at_ms(now));
+    }
+    assert!((0.4..0.6).contains(&core.expected(batch)), "{}", core.expected(batch));
+    let single = core.expected(RequestKind::Bulk.into());
+    assert!(single < 0.02, "{single}");
+}
+
+#[test]
+fn a_refused_request_is_charged_nothing() {
+    let mut core = Core::new(8);
+    let (outcome, signals) = throttled(Some(1));
+    one(&mut core, 0, 700, outcome, &signals);
+    assert!(core.spent.total() < 1e-9);
 }
