@@ -211,7 +211,7 @@ fn a_sign_in_service_that_cannot_be_reached_is_a_clear_failure() {
     let mut settings = site.settings();
     settings.authority = closed();
     site.configure("dynavault.toml", &settings);
-    let done = site.run(&["backup"]).code(1).one_error();
+    let done = site.run(&["backup"]).code(6).one_error();
     assert!(done.err.contains("sign-in service at 127.0.0.1"), "the host is named: {}", done.err);
     assert_eq!(site.simulator.stats().requests, 0);
     site.configure("dynavault.toml", &site.settings());

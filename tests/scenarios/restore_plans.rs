@@ -366,7 +366,7 @@ fn a_row_that_a_person_changed_after_the_plan_is_reported_and_left_alone_whateve
     world.simulator.blank("account", &["telephone1"], 0.9, 712);
     let blank: Vec<String> =
         rows().into_iter().filter(|(id, row)| emptied(row) && !emptied(&full[id])).map(|(id, _)| id).collect();
-    assert!(blank.len() > 20, "{} rows", blank.len());
+    assert!(blank.len() > 8, "{} rows", blank.len());
     let summary = plan(&site, &["--table", "account"]);
     assert_eq!(number(&summary["counts"]["update"]), blank.len() as u64);
     // Every other edit is of the column that the plan writes.
