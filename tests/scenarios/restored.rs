@@ -28,6 +28,8 @@ const AUTHORSHIP: [&str; 9] = [
 const POINTER: &str = "activitypointer";
 /// The choice that the simulator's rows have and its metadata have not.
 const RETIRED_CHOICE: &str = "727000009";
+/// Differences that a result lists one by one.
+const LISTED_MAX: usize = 1_000;
 /// The guide in which every reason code stands.
 const GUIDE: &str = include_str!("../../docs/guide/restore-differences.md");
 
@@ -247,7 +249,10 @@ impl Applied {
                 && entry["id"] == id
                 && entry["column"].as_str() == one.member.as_deref()
         };
-        list.iter().find(same).and_then(|entry| entry["reason"].as_str()).map(str::to_string)
+        let listed = list.iter().find(same).and_then(|entry| entry["reason"].as_str()).map(str::to_string);
+        // The list ends after a thousand; what there is of a column is counted to the end.
+        let counted = || self.end["proof"]["tables"][&one.table]["columns"][one.member.as_deref()?].as_object();
+        listed.or_else(|| (list.len() >= LISTED_MAX).then(counted)??.keys().next().cloned())
     }
 
     /// The proof holds and nothing was refused; rows may have been written without an owner that cannot own rows.

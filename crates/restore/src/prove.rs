@@ -55,6 +55,9 @@ pub struct TableProof {
     pub equal: u64,
     /// Values that differ, by reason.
     pub reasons: BTreeMap<String, u64>,
+    /// The same by column and reason: complete, where the list of single differences ends after the first ones.
+    #[serde(default)]
+    pub columns: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
 /// The proof of a run.
@@ -70,8 +73,11 @@ pub struct Proof {
     pub content_not_compared: u64,
     /// Differences with the reason `unexplained`.
     pub unexplained: u64,
-    /// Differences that are not the rule for their column, the first ones.
+    /// Differences that are not the rule for their column: the first thousand with a reason, and of those without.
     pub differences: Vec<Difference>,
+    /// Listed differences that have a reason.
+    #[serde(skip)]
+    explained: usize,
 }
 
 impl Proof {
@@ -83,10 +89,17 @@ impl Proof {
     pub(crate) fn add(&mut self, difference: Difference) {
         let table = self.tables.entry(difference.table.clone()).or_default();
         *table.reasons.entry(difference.reason.clone()).or_default() += 1;
+        if let Some(column) = &difference.column {
+            let column = table.columns.entry(column.clone()).or_default();
+            *column.entry(difference.reason.clone()).or_default() += 1;
+        }
         let unexplained = difference.reason == UNEXPLAINED;
         self.unexplained += u64::from(unexplained);
-        let expected = ["server-set", "calculated", "read-only", "content"];
-        if (!expected.contains(&difference.reason.as_str()) || unexplained) && self.differences.len() < LISTED_MAX {
+        let expected = ["server-set", "calculated", "read-only", "content"].contains(&difference.reason.as_str());
+        // Explained differences never take the place of one that somebody has to look into.
+        let room = if unexplained { self.unexplained <= LISTED_MAX as u64 } else { self.explained < LISTED_MAX };
+        if room && !expected {
+            self.explained += usize::from(!unexplained);
             self.differences.push(difference);
         }
     }
@@ -244,5 +257,32 @@ impl Prover<'_> {
             return Some("changed-since");
         }
         (!self.options.bypass_logic).then_some("changed-by-automation")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_is_full_of_explained_differences_still_names_the_one_without_a_reason() {
+        let difference = |id: usize, reason: &str| Difference {
+            table: "account".into(),
+            id: id.to_string(),
+            column: Some("name".into()),
+            reason: reason.into(),
+        };
+        let mut proof = Proof::default();
+        (0..LISTED_MAX + 5).for_each(|id| proof.add(difference(id, "default-set")));
+        proof.add(difference(0, "server-set"));
+        proof.add(difference(7_777, UNEXPLAINED));
+        assert!(!proof.holds());
+        assert_eq!(proof.differences.len(), LISTED_MAX + 1);
+        assert_eq!(proof.differences.last().map(|one| one.id.as_str()), Some("7777"));
+        let counted = &proof.tables["account"].columns["name"];
+        assert_eq!(
+            (counted["default-set"], counted["server-set"], counted[UNEXPLAINED]),
+            (LISTED_MAX as u64 + 5, 1, 1)
+        );
     }
 }

@@ -17,7 +17,6 @@ use crate::RestoreError;
 use crate::apply::Journal;
 use crate::content::item;
 use crate::history::{Histories, RowHistory, TableHistory};
-use crate::outcomes::LISTED_MAX;
 use crate::plan::{Action, Op};
 use crate::prove::{Difference, Proof, Prover, UNEXPLAINED};
 use crate::settle::read_live;
@@ -271,7 +270,7 @@ impl ProveParts {
                 let Some(pair) = pair_of(ends, &Row::new(set.get().as_bytes(), &members)) else { continue };
                 proof.links += 1;
                 let wanted = tried.op.action != Action::Write(WriteKind::Delete);
-                if pairs.found.contains(&pair) != wanted && proof.differences.len() < LISTED_MAX {
+                if pairs.found.contains(&pair) != wanted {
                     proof.add(Difference {
                         table: schema.table.name.clone(),
                         id: tried.op.key.id.clone(),
