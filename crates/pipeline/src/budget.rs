@@ -15,6 +15,10 @@ const FIXED_BYTES: u64 = 32 << 20;
 /// what a page of the service may hold.
 const ROW_BYTES: std::ops::RangeInclusive<u64> = (1 << 20)..=(32 << 20);
 
+/// Tables read at the same time, at most: each keeps up to three threads for blocking work, of which the program has 64. If
+/// splitting pages held all of them, writing what was split would wait for ever.
+const TABLES_MAX: u64 = 16;
+
 /// What may be held at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryBudget {
@@ -31,7 +35,7 @@ impl MemoryBudget {
         let per_table = 3 * dynavault_vault::FRAME_BYTES as u64 + u64::from(segments.rows_max) * 32;
         let room = total.saturating_sub(FIXED_BYTES);
         let fitting = (room / (per_table + 4 * ROW_BYTES.start())).max(1);
-        let tables = fitting.min(tables_in_parallel.max(1) as u64);
+        let tables = fitting.min(tables_in_parallel.max(1) as u64).min(TABLES_MAX);
         let per_row = (room / tables).saturating_sub(per_table) / 6;
         Self {
             tables_in_parallel: tables as usize,
@@ -50,6 +54,7 @@ mod tests {
         assert_eq!(MemoryBudget::divide(256, 4, &limits).tables_in_parallel, 4);
         assert_eq!(MemoryBudget::divide(64, 4, &limits).tables_in_parallel, 1);
         assert_eq!(MemoryBudget::divide(1, 4, &limits).tables_in_parallel, 1);
+        assert_eq!(MemoryBudget::divide(65_536, 10_000, &limits).tables_in_parallel, TABLES_MAX as usize);
         assert!(MemoryBudget::divide(256, 4, &limits).row_bytes_max >= 4 << 20);
     }
 }
